@@ -1,0 +1,80 @@
+"""Diffusion schedule of Stable Diffusion 2.1-base, and the formulas of TADSR that rest on it.
+
+Every function takes a timestep as an int, or as an integer tensor of shape () or (B,) with values 0..999, and
+broadcasts it over latents of shape (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000  # SD 2.1-base scheduler config
+BETA_START, BETA_END = 0.00085, 0.012  # SD 2.1-base scheduler config, "scaled_linear"
+LATENT_SCALE = 0.18215  # SD VAE config, scaling_factor: z = latent * LATENT_SCALE
+MIN_TIMESTEP, MAX_TIMESTEP = 1, 999  # the timesteps that a student is trained on
+DEFAULT_TIMESTEP = 500  # paper, table 1
+TEACHER_LAMBDA, TEACHER_GAMMA = 0.5, 0.0  # paper, section 4.1
+
+
+@lru_cache(maxsize=1)
+def _alpha_bar_table() -> tuple[float, ...]:
+    """Returns the cumulative products of 1 - beta, one per timestep, computed in float64."""
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=torch.float64) ** 2
+    return tuple(torch.cumprod(1 - betas, dim=0).tolist())
+
+
+def alpha_bar(timestep: int | Tensor) -> Tensor:
+    """Returns the cumulative signal variance at `timestep`, float32, of the timestep's shape and device."""
+    timestep = torch.as_tensor(timestep)
+    table = torch.tensor(_alpha_bar_table(), dtype=torch.float32, device=timestep.device)
+    return table[timestep.long()]
+
+
+def sigma(timestep: int | Tensor) -> Tensor:
+    """Returns sqrt((1 - alpha_bar) / alpha_bar), the noise level of k-diffusion and ComfyUI, float32."""
+    a = alpha_bar(timestep)
+    return ((1 - a) / a).sqrt()
+
+
+def _alpha_bar_like(timestep: int | Tensor, latent: Tensor) -> Tensor:
+    """Returns alpha_bar on the latent's device, shaped to broadcast over (B, C, H, W)."""
+    return alpha_bar(timestep).to(latent.device).reshape(-1, 1, 1, 1)
+
+
+def x0_from_residual(z: Tensor, prediction: Tensor, timestep: int | Tensor) -> Tensor:
+    """Returns the student's clean latent, z / sqrt(alpha_bar_t) - prediction.
+
+    z, prediction: (B, C, H, W), scaled latents. The prediction is a residual, not epsilon.
+    Source: behaviour of the released student; the paper writes z_hat = F(z_L, t_s).
+    """
+    return z / _alpha_bar_like(timestep, z).sqrt() - prediction
+
+
+def x0_from_noise(z_t: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
+    """Returns the clean latent of an epsilon prediction, (z_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
+    a = _alpha_bar_like(timestep, z_t)
+    return (z_t - (1 - a).sqrt() * noise) / a.sqrt()
+
+
+def add_noise(z0: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
+    """Returns z_t = sqrt(alpha_bar) z0 + sqrt(1 - alpha_bar) eps (paper, equation 3)."""
+    a = _alpha_bar_like(timestep, z0)
+    return a.sqrt() * z0 + (1 - a).sqrt() * noise
+
+
+def teacher_timestep(timestep: Tensor, lam: float = TEACHER_LAMBDA, gamma: float = TEACHER_GAMMA) -> Tensor:
+    """Returns t_v = lambda t_s + gamma (paper, equation 5), truncated to an integer and clamped to 0..999."""
+    return (timestep * lam + gamma).long().clamp(0, NUM_TIMESTEPS - 1)
+
+
+def check_timestep(timestep: int) -> int:
+    """Returns the timestep unchanged; raises ValueError unless it is an integer in 1..999."""
+    if int(timestep) != timestep or not MIN_TIMESTEP <= timestep <= MAX_TIMESTEP:
+        raise ValueError(
+            f"timestep is {timestep}; accepted are the integers {MIN_TIMESTEP}..{MAX_TIMESTEP} "
+            f"(low: faithful to the input, high: more invented detail)"
+        )
+    return int(timestep)
