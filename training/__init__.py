@@ -1,0 +1,1 @@
+"""Training of TADSR: data, degradation, losses, loop. Imports `tadsr`, never `nodes`."""

@@ -1,0 +1,39 @@
+"""Degradation of photographs into low-quality inputs: the second-order model of Real-ESRGAN.
+
+rng = numpy.random.default_rng(seed)
+lq = degrade(hq, rng)                                    # the full model
+lq = degrade(hq, rng, LIGHT)                             # mild: nearly clean inputs
+parameters = draw_parameters(rng); lq = apply(hq, parameters, rng)
+"""
+
+from __future__ import annotations
+
+from .apply import Pair, apply, degrade, degrade_pair
+from .config import (
+    FULL,
+    LIGHT,
+    BlurConfig,
+    DegradationConfig,
+    NoiseConfig,
+    ResizeConfig,
+    SincConfig,
+    StageConfig,
+)
+from .parameters import DegradationParameters, draw_parameters
+
+__all__ = [
+    "FULL",
+    "LIGHT",
+    "BlurConfig",
+    "DegradationConfig",
+    "DegradationParameters",
+    "NoiseConfig",
+    "Pair",
+    "ResizeConfig",
+    "SincConfig",
+    "StageConfig",
+    "apply",
+    "degrade",
+    "degrade_pair",
+    "draw_parameters",
+]

@@ -1,0 +1,133 @@
+"""Degradation of one photograph by drawn parameters, on the CPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from .config import FULL, DegradationConfig
+from .kernels import build_kernel
+from .parameters import (
+    DegradationParameters,
+    KernelParameters,
+    NoiseParameters,
+    StageParameters,
+    draw_parameters,
+)
+from .resize import resize
+
+
+class Pair(NamedTuple):
+    """A training pair: `hq` float32 (H, W, 3) in [0, 1], `lq` uint8 (H/4, W/4, 3)."""
+
+    hq: np.ndarray
+    lq: np.ndarray
+
+
+def degrade(hq: np.ndarray, rng: np.random.Generator, config: DegradationConfig = FULL) -> np.ndarray:
+    """Returns a random degradation of `hq`: uint8 (H/4, W/4, 3) RGB; the same `rng` state, the same image.
+
+    hq: float32 (H, W, 3) RGB in [0, 1], H and W multiples of 4. Raises ValueError otherwise.
+    """
+    return apply(hq, draw_parameters(rng, config), rng)
+
+
+def degrade_pair(crop: np.ndarray, rng: np.random.Generator, config: DegradationConfig = FULL) -> Pair:
+    """Returns `crop` as float32, flipped left to right with `config.flip_probability`, and its degradation.
+
+    crop: uint8, or float32 in [0, 1]; (H, W, 3) RGB, H and W multiples of 4.
+    """
+    hq = crop.astype(np.float32) / 255 if crop.dtype == np.uint8 else crop
+    if rng.random() < config.flip_probability:
+        hq = hq[:, ::-1]
+    hq = np.ascontiguousarray(hq)
+    return Pair(hq, degrade(hq, rng, config))
+
+
+def apply(hq: np.ndarray, parameters: DegradationParameters, rng: np.random.Generator) -> np.ndarray:
+    """Returns the degradation of `hq` by `parameters`; `rng` gives the noise. Shapes as in `degrade`."""
+    _check_photograph(hq, parameters.downscale)
+    height, width = hq.shape[:2]
+    target = height // parameters.downscale, width // parameters.downscale
+    image = np.ascontiguousarray(hq)
+    if parameters.first is not None:
+        image = _apply_stage(image, parameters.first, (height, width), rng)
+        image = compress_jpeg(image, parameters.first_quality)
+    image = _apply_stage(image, parameters.second, target, rng)
+    if parameters.jpeg_before_resize:
+        image = compress_jpeg(image, parameters.final_quality)
+        image = _resize_finally(image, target, parameters)
+    else:
+        image = _resize_finally(image, target, parameters)
+        image = compress_jpeg(image, parameters.final_quality)
+    return to_bytes(image)
+
+
+def blur(image: np.ndarray, parameters: KernelParameters) -> np.ndarray:
+    """Returns `image`, float32 (H, W, 3), filtered with reflection at the border; not clamped."""
+    return cv2.filter2D(image, -1, build_kernel(parameters), borderType=cv2.BORDER_REFLECT_101)
+
+
+def add_noise(image: np.ndarray, parameters: NoiseParameters, rng: np.random.Generator) -> np.ndarray:
+    """Returns `image`, float32 (H, W, 3), with noise, clamped to [0, 1]."""
+    make = _gaussian_noise if parameters.kind == "gaussian" else _poisson_noise
+    source = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None] if parameters.gray else image
+    return np.clip(image + make(source, parameters.strength, rng), 0, 1)
+
+
+def compress_jpeg(image: np.ndarray, quality: int | None) -> np.ndarray:
+    """Returns `image`, float32 (H, W, 3) RGB, after JPEG (4:2:0) of `quality` 1..100; None: unchanged."""
+    if quality is None:
+        return image
+    _, data = cv2.imencode(".jpg", to_bytes(image)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB).astype(np.float32) / 255
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """Returns `image`, float in [0, 1], clamped and rounded to uint8."""
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _apply_stage(
+    image: np.ndarray, parameters: StageParameters, size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    if parameters.kernel is not None:
+        image = blur(image, parameters.kernel)
+    step = parameters.resize
+    height, width = (max(1, int(side * step.scale)) for side in size)
+    image = resize(image, height, width, step.mode, step.antialias)
+    return add_noise(image, parameters.noise, rng)
+
+
+def _resize_finally(
+    image: np.ndarray, target: tuple[int, int], parameters: DegradationParameters
+) -> np.ndarray:
+    image = resize(image, *target, parameters.final_mode, parameters.final_antialias)
+    return image if parameters.final_kernel is None else blur(image, parameters.final_kernel)
+
+
+def _gaussian_noise(source: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(source.shape, dtype=np.float32) * np.float32(sigma / 255)
+
+
+def _poisson_noise(source: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
+    """Shot noise of an image with as many levels as `source` has different 8-bit values, a power of two."""
+    levels = to_bytes(source)
+    different = np.count_nonzero(np.bincount(levels.ravel(), minlength=256))
+    photons = 2 ** int(np.ceil(np.log2(different)))
+    clean = levels.astype(np.float32) / 255
+    return (rng.poisson(clean * photons).astype(np.float32) / photons - clean) * np.float32(scale)
+
+
+def _check_photograph(hq: np.ndarray, downscale: int) -> None:
+    if hq.ndim != 3 or hq.shape[2] != 3:
+        raise ValueError(f"the photograph's shape is {hq.shape}; accepted: (height, width, 3), RGB")
+    if hq.dtype != np.float32:
+        raise ValueError(f"the photograph's type is {hq.dtype}; accepted: float32 in [0, 1]")
+    height, width = hq.shape[:2]
+    if height == 0 or width == 0 or height % downscale or width % downscale:
+        raise ValueError(f"the photograph is {height}x{width}; accepted: multiples of {downscale}, not 0")
+    if not (hq.min() >= 0 and hq.max() <= 1):
+        raise ValueError(f"the photograph's values are {hq.min()}..{hq.max()}; accepted: 0..1")
