@@ -1,0 +1,67 @@
+"""Colour match of the result to the enlarged input. Images are (B, C, H, W) in [0, 1]; results may leave that range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+VARIANCE_EPS = 1e-5  # added to the variance inside the square root (behaviour of the official code)
+WAVELET_LEVELS = 5  # dilations 1, 2, 4, 8, 16 (behaviour of the official code)
+WAVELET_KERNEL = (1.0, 2.0, 1.0)  # its outer product over 16
+NEUTRAL_TOLERANCE = 1e-4  # a picture whose channels differ by less is grey: 1/40 of an 8-bit step
+
+
+def match_adain(result: Tensor, reference: Tensor) -> Tensor:
+    """Returns `result` with the mean and standard deviation of `reference`, per image and channel."""
+    mean, std = _mean_std(result)
+    reference_mean, reference_std = _mean_std(reference)
+    return (result - mean) / std * reference_std + reference_mean
+
+
+def _mean_std(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and sqrt(variance + eps) over pixels, (B, C, 1, 1) each; the variance is unbiased."""
+    pixels = image.shape[-2] * image.shape[-1]
+    variance = image.var(dim=(-2, -1), keepdim=True, correction=1 if pixels > 1 else 0)
+    return image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt()
+
+
+def match_wavelet(result: Tensor, reference: Tensor) -> Tensor:
+    """Returns the high frequencies of `result` on the low frequencies of `reference`."""
+    return result - wavelet_low(result) + wavelet_low(reference)
+
+
+def wavelet_low(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
+    """Returns the low band: `levels` blurs with a 3x3 kernel dilated 1, 2, 4, ..., replicating the border."""
+    channels = image.shape[1]
+    row = torch.tensor(WAVELET_KERNEL, dtype=image.dtype, device=image.device)
+    kernel = (torch.outer(row, row) / row.sum() ** 2).expand(channels, 1, 3, 3)
+    for level in range(levels):
+        dilation = 2**level
+        padded = F.pad(image, (dilation,) * 4, mode="replicate")
+        image = F.conv2d(padded, kernel, groups=channels, dilation=dilation)
+    return image
+
+
+def keep_result(result: Tensor, reference: Tensor) -> Tensor:
+    """Returns `result` unchanged."""
+    return result
+
+
+COLOUR_MATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "adain": match_adain,
+    "wavelet": match_wavelet,
+    "none": keep_result,
+}
+
+
+def is_neutral(image: Tensor) -> bool:
+    """Returns whether every pixel of an RGB image is grey."""
+    return bool((image.amax(dim=1) - image.amin(dim=1)).max() < NEUTRAL_TOLERANCE)
+
+
+def to_neutral(image: Tensor) -> Tensor:
+    """Returns the image with each pixel's channels replaced by their mean."""
+    return image.mean(dim=1, keepdim=True).expand_as(image)

@@ -1,0 +1,116 @@
+"""Sizes of pictures: target size, enlarging, padding by reflection and the exact crop back. Images are (B, C, H, W)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_SCALE, MAX_SCALE = 1.0, 8.0  # the enlargements offered; the method was trained for 4 (paper, section 4.1)
+DEFAULT_SCALE = 4.0  # paper, section 4.1
+MAX_SIDE = 16384  # ComfyUI's MAX_RESOLUTION
+MIN_NETWORK_SIDE = 64  # 8x VAE, then three halvings in the SD 2.1 UNet: one pixel is left at the bottom
+
+
+def target_size(
+    height: int, width: int, *, scale: float = DEFAULT_SCALE, target: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
+    """Returns the (height, width) of the result for an input of height x width pixels.
+
+    target: exact (height, width); a side of 0 follows from the other one in the input's proportions, and with both 0
+    the size is `scale` times the input's, rounded. Raises ValueError for what is out of range.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"image is {width}x{height} pixels; accepted are images of at least 1x1 pixel")
+    target_height, target_width = target
+    if target_height or target_width:
+        size = (
+            target_height or max(1, round(height * target_width / width)),
+            target_width or max(1, round(width * target_height / height)),
+        )
+    else:
+        if not MIN_SCALE <= scale <= MAX_SCALE:
+            raise ValueError(f"scale is {scale:g}; accepted are {MIN_SCALE:g}..{MAX_SCALE:g}")
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise ValueError(
+            f"the result would be {size[1]}x{size[0]} pixels; accepted are sides of 1..{MAX_SIDE} pixels. "
+            f"The input is {width}x{height}: choose a smaller scale or target size"
+        )
+    return size
+
+
+def crop_to_shape(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the largest centred part of `image` with the proportions of `size` (height, width).
+
+    A picture that has these proportions, to within a pixel, is returned whole.
+    """
+    height, width = image.shape[-2:]
+    new_height = min(height, max(1, round(width * size[0] / size[1])))
+    new_width = min(width, max(1, round(height * size[1] / size[0])))
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    return image[..., top : top + new_height, left : left + new_width]
+
+
+def resize_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns `image` resized to `size` (height, width), antialiased, with Pillow's cubic (a = -0.5).
+
+    image: any range; a range of [0, 1] is kept by the caller's clamp, as a cubic overshoots at edges.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def enlarge(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns `image` in [0, 1] centre-cropped to the proportions of `size` and resized to it, in [0, 1]."""
+    return resize_bicubic(crop_to_shape(image, size), size).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Pixels added below and to the right of a picture, so that the crop back needs only the picture's size."""
+
+    bottom: int
+    right: int
+
+
+def padding_for(height: int, width: int, multiple: int, minimum: int = MIN_NETWORK_SIDE) -> Padding:
+    """Returns the padding that makes each side a multiple of `multiple`, and at least `minimum` pixels."""
+    padded = [-(-max(side, minimum) // multiple) * multiple for side in (height, width)]
+    return Padding(padded[0] - height, padded[1] - width)
+
+
+def pad_to_multiple(image: Tensor, multiple: int, minimum: int = MIN_NETWORK_SIDE) -> tuple[Tensor, Padding]:
+    """Returns `image` padded by reflection (repeated where the picture is small), and the padding.
+
+    The edge row or column is not repeated, except for a side of one pixel, which has nothing else.
+    """
+    height, width = image.shape[-2:]
+    padding = padding_for(height, width, multiple, minimum)
+    image = _extend(image, -2, height + padding.bottom)
+    return _extend(image, -1, width + padding.right), padding
+
+
+def crop_padding(image: Tensor, padding: Padding) -> Tensor:
+    """Returns `image` without its padding."""
+    height, width = image.shape[-2:]
+    return image[..., : height - padding.bottom, : width - padding.right]
+
+
+def _extend(image: Tensor, dim: int, total: int) -> Tensor:
+    length = image.shape[dim]
+    if total == length:
+        return image
+    indices = torch.tensor(reflected_indices(length, total), device=image.device)
+    return image.index_select(dim, indices)
+
+
+def reflected_indices(length: int, total: int) -> list[int]:
+    """Returns, for positions 0..total-1, the position inside 0..length-1 that a mirror at both ends shows."""
+    if length == 1:
+        return [0] * total
+    period = 2 * (length - 1)
+    return [min(i % period, period - i % period) for i in range(total)]

@@ -1,0 +1,73 @@
+"""Colour match against hand-made pictures and the recorded numbers of the official implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tadsr.color import COLOUR_MATCHES, is_neutral, match_adain, match_wavelet, to_neutral, wavelet_low
+
+RECORDED_SHAPES = ["20x24", "48x80", "64x64"]
+TOLERANCE = 2e-6  # float32 rounding of values in [0, 1]
+
+
+def _pictures(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    result = torch.rand(2, 3, 40, 33, generator=generator)
+    reference = 0.3 + 0.2 * torch.rand(2, 3, 40, 33, generator=generator)
+    return result, reference
+
+
+@pytest.mark.parametrize("shape", RECORDED_SHAPES)
+def test_equals_the_official_numbers(shape: str, shared_reference: Path) -> None:
+    recorded = load_file(shared_reference / "colorfix.safetensors")
+    source, target = recorded[f"{shape}.source"], recorded[f"{shape}.target"]
+    # "target" is the picture whose colour is changed, "source" the one that gives the colour
+    adain = match_adain(target, source)
+    wavelet = match_wavelet(target, source)
+    assert (adain - recorded[f"{shape}.adain"]).abs().max() < TOLERANCE
+    assert (wavelet - recorded[f"{shape}.wavelet"]).abs().max() < TOLERANCE
+    assert (wavelet_low(target) - recorded[f"{shape}.target_low"]).abs().max() < TOLERANCE
+
+
+def test_adain_takes_over_mean_and_spread() -> None:
+    result, reference = _pictures()
+    matched = match_adain(result, reference)
+    assert torch.allclose(matched.mean((-2, -1)), reference.mean((-2, -1)), atol=1e-5)
+    assert torch.allclose(matched.std((-2, -1)), reference.std((-2, -1)), rtol=5e-3)  # the eps in the root
+
+
+def test_adain_treats_each_image_alone() -> None:
+    result, reference = _pictures()
+    alone = match_adain(result[:1], reference[:1])
+    assert torch.allclose(match_adain(result, reference)[:1], alone, atol=1e-6)
+
+
+def test_wavelet_removes_a_colour_cast_and_keeps_detail() -> None:
+    result, reference = _pictures()
+    cast = torch.tensor([0.2, -0.1, 0.05]).view(1, 3, 1, 1)
+    assert torch.allclose(
+        match_wavelet(result + cast, reference), match_wavelet(result, reference), atol=1e-5
+    )
+    matched = match_wavelet(result, reference)
+    assert torch.allclose(matched - wavelet_low(reference), result - wavelet_low(result), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", sorted(COLOUR_MATCHES))
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2), (40, 33)])
+def test_every_size_is_finite_and_a_picture_matches_itself(method: str, size: tuple[int, int]) -> None:
+    picture = torch.rand(1, 3, *size)
+    flat = torch.full((1, 3, *size), 0.5)
+    match = COLOUR_MATCHES[method]
+    assert torch.allclose(match(picture, picture), picture, atol=1e-5)
+    assert match(flat, picture).isfinite().all()
+
+
+def test_neutral_pictures_are_recognised_and_made() -> None:
+    picture, _ = _pictures()
+    assert not is_neutral(picture)
+    assert is_neutral(to_neutral(picture))
+    assert torch.allclose(to_neutral(picture).mean(1), picture.mean(1))
