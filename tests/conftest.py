@@ -1,0 +1,66 @@
+"""Fixtures: a real ComfyUI with this pack, as a server and in this process; pictures; reference data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import comfy_in_process
+from comfy_in_process import InProcessComfy
+from host.comfyui import DEFAULT_VERSION, existing_comfyui, fetch_comfyui
+from host.server import PACK, PACK_NAME, ComfyServer
+
+VERSION_VARIABLE = "TADSR_TEST_COMFYUI"  # another version that host.comfyui knows, or a ComfyUI folder
+SHARED_REFERENCE = PACK.parent / "shared" / "reference"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of this repository."""
+    return PACK
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """A real ComfyUI source tree: version 0.30.0, or what $TADSR_TEST_COMFYUI names."""
+    wanted = os.environ.get(VERSION_VARIABLE, DEFAULT_VERSION)
+    return existing_comfyui(Path(wanted)) if Path(wanted).is_dir() else fetch_comfyui(wanted)
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """A running ComfyUI (CPU, free loopback port, temporary folders) with this pack in custom_nodes."""
+    with ComfyServer(comfyui_path, base=tmp_path_factory.mktemp("comfyui")) as server:
+        # Some core nodes of old versions fail to import for want of a display; only this pack matters here.
+        failed = [line for line in server.log().splitlines() if "IMPORT FAILED" in line and PACK_NAME in line]
+        assert not failed, f"ComfyUI could not import this pack:\n{server.log()[-4000:]}"
+        yield server
+
+
+@pytest.fixture(scope="session")
+def comfy_inprocess(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> InProcessComfy:
+    """ComfyUI in this process: `import comfy...` works, and the pack is loaded as ComfyUI loads it."""
+    return comfy_in_process.load(comfyui_path, tmp_path_factory.mktemp("comfy-in-process"))
+
+
+@pytest.fixture(scope="session")
+def shared_reference() -> Path:
+    """The recorded outputs of the official implementation, which are not in this repository."""
+    if not SHARED_REFERENCE.is_dir():
+        pytest.skip("needs the recorded reference data (../shared/reference beside the repository)")
+    return SHARED_REFERENCE
+
+
+@pytest.fixture(scope="session")
+def photo(repository: Path) -> Path:
+    """The bundled sample photograph: low quality, to be upscaled four times."""
+    return repository / "assets" / "sample.jpg"
+
+
+@pytest.fixture(scope="session")
+def photo_truth(repository: Path) -> Path:
+    """The same photograph before it was degraded, four times larger."""
+    return repository / "assets" / "sample_hq.webp"
