@@ -1,4 +1,7 @@
-"""Colour match of the result to the enlarged input. Images are (B, C, H, W) in [0, 1]; results may leave that range."""
+"""Colour match of the result to the enlarged input.
+
+Images are (B, C, H, W) in [0, 1]; a matched picture may leave that range.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sizes of pictures: target size, enlarging, padding by reflection and the exact crop back. Images are (B, C, H, W)."""
+"""Sizes of pictures: target size, enlarging, padding by reflection and the exact crop back.
+
+Images are (B, C, H, W).
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def target_size(
 ) -> tuple[int, int]:
     """Returns the (height, width) of the result for an input of height x width pixels.
 
-    target: exact (height, width); a side of 0 follows from the other one in the input's proportions, and with both 0
-    the size is `scale` times the input's, rounded. Raises ValueError for what is out of range.
+    target: exact (height, width); a side of 0 follows from the other one in the input's proportions, and with
+    both 0 the size is `scale` times the input's, rounded. Raises ValueError for what is out of range.
     """
     if height < 1 or width < 1:
         raise ValueError(f"image is {width}x{height} pixels; accepted are images of at least 1x1 pixel")
@@ -71,7 +74,7 @@ def enlarge(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Padding:
-    """Pixels added below and to the right of a picture, so that the crop back needs only the picture's size."""
+    """Pixels added below and to the right, so that the crop back needs only the picture's size."""
 
     bottom: int
     right: int
