@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's usual name
+from torch.nn import functional as F
 
 from .lpips_weights import weights_path
 
@@ -71,6 +71,9 @@ SMALLEST_SIDE = {"alex": 31, "vgg": 16}
 class LPIPS(nn.Module):
     """Perceptual distance with frozen weights; differentiable with respect to the images."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, net: str = "vgg", weights: Path | None = None) -> None:
         """Loads `net`, vgg or alex, from `weights` or else from the per-user cache (see lpips_weights).
 
@@ -81,8 +84,7 @@ class LPIPS(nn.Module):
         self.net = net
         self.layers = LAYERS[net]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding)
-            for layer in self.layers
+            nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.padding) for layer in self.layers
         )
         compared = [layer.outputs for layer in self.layers if layer.compared]
         for index, channels in enumerate(compared):

