@@ -24,6 +24,7 @@ STOP_TIMEOUT_SECONDS = 15.0
 POLL_SECONDS = 0.1
 LOG_TAIL_CHARACTERS = 4000
 _FOLDERS = ("custom_nodes", "input", "output", "user", "models")
+_COPY_MARKER = ".copied-by-tadsr"
 _NOT_COPIED = (".git", "__pycache__", ".venv", "venv", "tests", ".ruff_cache", ".pytest_cache")
 
 
@@ -109,8 +110,8 @@ class ComfyServer(ComfyClient):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        unlink_pack(self.base / "custom_nodes" / PACK_NAME)
         if self._temporary is not None:
-            unlink_pack(self.base / "custom_nodes" / PACK_NAME)
             self._temporary.cleanup()
 
     def _command(self) -> list[str]:
@@ -144,27 +145,34 @@ class ComfyServer(ComfyClient):
 
 
 def link_pack(target: Path) -> None:
-    """Puts this pack at `target`: a link, or a copy where links are not allowed (Windows without the right)."""
-    if target.is_symlink() or target.exists():
-        return
+    """Puts this pack at `target`: a link, or a copy where links are not allowed (Windows without the right).
+
+    Replaces a link or a copy that an earlier run left. Raises HostError for anything else that is there.
+    """
+    unlink_pack(target)
+    if target.exists():
+        raise HostError(f"{target} is in the way: it was not put there by this program. Move it away.")
     try:
         target.symlink_to(PACK, target_is_directory=True)
     except OSError:
         shutil.copytree(PACK, target, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        (target / _COPY_MARKER).touch()
 
 
 def unlink_pack(target: Path) -> None:
-    """Removes the link that `link_pack` made, so that removing the folder cannot reach this repository."""
+    """Removes what `link_pack` put at `target`; never follows a link into this repository."""
     if target.is_symlink():
         target.unlink()
+    elif (target / _COPY_MARKER).is_file():
+        shutil.rmtree(target)
 
 
 def has_accelerator(python: str) -> bool:
     """Returns whether torch in another interpreter sees a GPU that ComfyUI can use."""
     question = (
-        "import torch, sys; xpu = getattr(torch, 'xpu', None); "
-        "sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() "
-        "or (xpu is not None and xpu.is_available())))"
+        "import sys; from importlib.metadata import version; version('torch').endswith('+cpu') and sys.exit(1); "
+        "import torch; sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() "
+        "or (hasattr(torch, 'xpu') and torch.xpu.is_available())))"
     )
     command = [python, "-c", question]
     return subprocess.run(command, env=clean_environment(), capture_output=True).returncode == 0  # noqa: S603
