@@ -127,9 +127,12 @@ def save(path: str | os.PathLike[str], weights: TadsrWeights) -> None:
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # what the user's umask gives; save_file makes files private
         save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, unfinished, header)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
+        unfinished.chmod(mode)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
