@@ -1,0 +1,22 @@
+"""ComfyUI nodes of TADSR: the one list of nodes. Only this folder names ComfyUI's modules."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .encode import TADSREncode
+from .finish import TADSRFinish
+from .folders import register_weights_folder
+from .loader import TADSRModelLoader
+from .one_step import TADSROneStep
+from .upscale import TADSRUpscale
+
+
+class TADSRExtension(ComfyExtension):
+    """The node pack, as ComfyUI sees it."""
+
+    async def on_load(self) -> None:
+        register_weights_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [TADSRModelLoader, TADSRUpscale, TADSREncode, TADSROneStep, TADSRFinish]

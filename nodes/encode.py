@@ -1,0 +1,86 @@
+"""The node Time-Aware Encode."""
+
+from __future__ import annotations
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..tadsr.geometry import DEFAULT_SCALE
+from ..tadsr.schedule import check_timestep
+from .encoder_patcher import EncoderPatcher
+from .images import check_image, to_image
+from .phases import encode, enlarge_picture, result_size
+from .sockets import (
+    CATEGORY,
+    ENCODINGS,
+    Encoder,
+    encoding_inputs,
+    exact_size_inputs,
+    scale_input,
+    timestep_input,
+)
+
+TIMESTEPS_KEY = "tadsr_timesteps"  # in a LATENT: the timestep that each of its pictures was encoded for
+
+
+class TADSREncode(io.ComfyNode):
+    """IMAGE -> LATENT for a timestep, and the enlarged IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TADSREncode",
+            display_name="Time-Aware Encode",
+            category=CATEGORY,
+            description="Enlarges a picture and encodes it for one timestep. First of the four steps: "
+            "encode, One-Step SR, VAE Decode, Match Colour and Size.",
+            search_aliases=["tadsr encode", "time aware vae encoder"],
+            inputs=[
+                Encoder.Input("encoder"),
+                io.Image.Input("image", tooltip="Grey, RGB or RGBA, of any size."),
+                timestep_input(),
+                scale_input(),
+                *exact_size_inputs(),
+                *encoding_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="For One-Step SR; remembers the timestep."),
+                io.Image.Output(
+                    display_name="enlarged",
+                    tooltip="The enlarged input: the reference of Match Colour and Size.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        encoder: EncoderPatcher,
+        image: Tensor,
+        timestep: int,
+        scale: float = DEFAULT_SCALE,
+        width: int = 0,
+        height: int = 0,
+        encoding: str = ENCODINGS[0],
+        seed: int = 0,
+    ) -> io.NodeOutput:
+        check_timestep(timestep)
+        size = result_size(check_image(image), scale, width, height)
+        progress = comfy.utils.ProgressBar(len(image))
+        latents, pictures = [], []
+        for index, picture in enumerate(image):
+            mm.throw_exception_if_processing_interrupted()
+            enlarged = enlarge_picture(picture, size)
+            latents.append(encode(encoder, enlarged, timestep, draw_seed(encoding, seed, index)))
+            pictures.append(to_image(enlarged))
+            progress.update(1)
+        latent = {"samples": torch.cat(latents), TIMESTEPS_KEY: (timestep,) * len(latents)}
+        return io.NodeOutput(latent, torch.cat(pictures))
+
+
+def draw_seed(encoding: str, seed: int, index: int) -> int | None:
+    """Returns the seed of picture `index` of a batch, or None where the mode is taken."""
+    return None if encoding == "mode" else (seed + index) % 2**64

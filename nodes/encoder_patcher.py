@@ -1,0 +1,79 @@
+"""The Time-Aware Encoder under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import torch
+from torch import Tensor
+
+from ..tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode, sample
+from ..tadsr.weights import WeightsError
+from .compat import device_context, intermediate_dtype
+
+WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: float16 overflows in it
+
+
+class EncoderPatcher:
+    """What travels in a TADSR_ENCODER socket: the network, its `patcher`, and how to call it."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        """state: a full TimeAwareEncoder state dict; raises WeightsError where it does not fit."""
+        self.device, offload_device = mm.vae_device(), mm.vae_offload_device()
+        self.dtype = mm.vae_dtype(self.device, list(WORKING_DTYPES))
+        self.model = TimeAwareEncoder(
+            EncoderConfig.from_state_dict(state),
+            operations=comfy.ops.manual_cast,
+            device=offload_device,
+            dtype=self.dtype,
+        ).eval()
+        self.model.requires_grad_(False)
+        mm.archive_model_dtypes(self.model)
+        # Looked up at call time: ComfyUI replaces CoreModelPatcher when it starts with dynamic VRAM.
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.model, load_device=self.device, offload_device=offload_device
+        )
+        missing, unexpected = self.model.load_state_dict(
+            state, strict=False, assign=self.patcher.is_dynamic()
+        )
+        if missing or unexpected:
+            raise WeightsError(
+                f"the encoder's weights lack {len(missing)} tensors ({', '.join(missing[:3])}) and have "
+                f"{len(unexpected)} unknown ones ({', '.join(unexpected[:3])}); accepted is an SD VAE "
+                "encoder with the time layers of TADSR"
+            )
+
+    @property
+    def downscale(self) -> int:
+        """Image pixels per latent pixel, along each side."""
+        return self.model.downscale
+
+    def moments(self, planes: Tensor, timestep: int) -> Tensor:
+        """Returns mean and log-variance of the latent, (B, 2 C, h, w) float32, on the encoder's device.
+
+        planes: (B, 3, H, W) in [0, 1], H and W multiples of `downscale`.
+        """
+        memory = self.model.memory_used(planes.shape, mm.dtype_size(self.dtype))
+        mm.load_models_gpu([self.patcher], memory_required=memory)
+        with device_context(self.device):
+            image = planes.to(device=self.device, dtype=self.dtype) * 2.0 - 1.0
+            timesteps = torch.full((planes.shape[0],), timestep, device=self.device)
+            return self.model(image, timesteps).float()
+
+    def encode(self, planes: Tensor, timestep: int, seed: int | None = None) -> Tensor:
+        """Returns the latent, (B, C, h, w), not multiplied by 0.18215, on ComfyUI's intermediate device.
+
+        seed: None takes the mode of the distribution; a number draws from it.
+        """
+        moments = self.moments(planes, timestep)
+        if seed is None:
+            latent = mode(moments)
+        else:
+            # Drawn on the CPU, so that a seed gives the same picture on every machine.
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(mode(moments).shape, generator=generator)
+            latent = sample(moments, noise.to(moments))
+        return latent.to(device=mm.intermediate_device(), dtype=intermediate_dtype())

@@ -1,0 +1,52 @@
+"""The node Match Colour and Size."""
+
+from __future__ import annotations
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from .images import check_image, to_image, to_planes
+from .phases import finish
+from .sockets import CATEGORY, color_match_input
+
+
+class TADSRFinish(io.ComfyNode):
+    """IMAGE, reference IMAGE -> IMAGE of the reference's size, colours and alpha."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TADSRFinish",
+            display_name="Match Colour and Size",
+            category=CATEGORY,
+            description="Cuts the decoded picture to the exact size of the enlarged input, gives it the "
+            "colours of the input, and puts its alpha back.",
+            search_aliases=["tadsr finish", "color match", "colour fix", "adain", "wavelet"],
+            inputs=[
+                io.Image.Input("image", tooltip="The decoded result."),
+                io.Image.Input("reference", tooltip="The enlarged image of Time-Aware Encode."),
+                color_match_input(),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, reference: Tensor, color_match: str) -> io.NodeOutput:
+        check_image(image)
+        check_image(reference, "reference")
+        if len(reference) not in (1, len(image)):
+            raise ValueError(
+                f"the reference has {len(reference)} pictures and the image {len(image)}; accepted are one "
+                "reference for all, or one for each"
+            )
+        progress = comfy.utils.ProgressBar(len(image))
+        results = []
+        for index, picture in enumerate(image):
+            mm.throw_exception_if_processing_interrupted()
+            enlarged = to_planes(reference[index % len(reference)])
+            results.append(to_image(finish(to_planes(picture), enlarged, color_match)))
+            progress.update(1)
+        return io.NodeOutput(torch.cat(results))

@@ -1,0 +1,21 @@
+"""Where weights files are looked for: models/tadsr, extra_model_paths.yaml, and the pack's own weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+WEIGHTS_FOLDER = "tadsr"  # the key in folder_paths and extra_model_paths.yaml
+OFFICIAL_EXTENSION = ".pkl"  # the official release's
+WEIGHTS_EXTENSIONS = (".safetensors", OFFICIAL_EXTENSION)
+BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+BUNDLED_WEIGHTS = "tadsr-mini.safetensors"
+
+
+def register_weights_folder() -> None:
+    """Adds models/tadsr and the bundled weights to ComfyUI's folders, after extra_model_paths.yaml's."""
+    folder_paths.add_model_folder_path(WEIGHTS_FOLDER, os.path.join(folder_paths.models_dir, WEIGHTS_FOLDER))
+    folder_paths.add_model_folder_path(WEIGHTS_FOLDER, str(BUNDLED_FOLDER))
+    folder_paths.folder_names_and_paths[WEIGHTS_FOLDER][1].update(WEIGHTS_EXTENSIONS)

@@ -1,0 +1,58 @@
+"""ComfyUI's IMAGE, (B, H, W, C) in [0, 1], to and from the (B, C, H, W) of the method."""
+
+from __future__ import annotations
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from .compat import intermediate_dtype
+
+GREY, RGB, RGBA = 1, 3, 4
+
+
+def check_image(image: Tensor, name: str = "image") -> Tensor:
+    """Returns the batch unchanged; raises ValueError if it is empty or holds NaN or an odd number of channels.
+
+    image: (B, H, W, C), C one of 1 (grey), 3 (RGB), 4 (RGB and alpha).
+    """
+    if image.ndim != 4 or 0 in image.shape:
+        raise ValueError(
+            f"{name} has the shape {tuple(image.shape)}; accepted is a batch of at least one picture, "
+            "(batch, height, width, channels)"
+        )
+    if image.shape[-1] not in (GREY, RGB, RGBA):
+        raise ValueError(
+            f"{name} has {image.shape[-1]} channels; accepted are 1 (grey), 3 (RGB) and 4 (RGB and alpha)"
+        )
+    for index, picture in enumerate(image):
+        finite = picture.isfinite()
+        if not finite.all():
+            bad = int(picture.numel() - finite.sum())
+            raise ValueError(
+                f"{name} {index} of the batch holds {bad} values that are NaN or infinite; accepted are "
+                "numbers in 0..1. Look at the node that made the picture"
+            )
+    return image
+
+
+def to_planes(picture: Tensor) -> Tensor:
+    """Returns one picture of an IMAGE as float32: (H, W, C) -> (1, 3 or 4, H, W) in [0, 1]; grey as RGB."""
+    planes = picture.movedim(-1, 0).unsqueeze(0).float().clamp(0.0, 1.0)
+    return planes.expand(-1, RGB, -1, -1) if planes.shape[1] == GREY else planes
+
+
+def to_image(planes: Tensor) -> Tensor:
+    """Returns planes as an IMAGE: (B, C, H, W) -> (B, H, W, C), clamped, on ComfyUI's device."""
+    image = planes.clamp(0.0, 1.0).movedim(1, -1)
+    return image.to(device=mm.intermediate_device(), dtype=intermediate_dtype()).contiguous()
+
+
+def split_alpha(planes: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns RGB and alpha, or None without alpha. planes: (B, 3 or 4, H, W)."""
+    return planes[:, :RGB], planes[:, RGB:] if planes.shape[1] == RGBA else None
+
+
+def join_alpha(rgb: Tensor, alpha: Tensor | None) -> Tensor:
+    """Returns RGB with its alpha put back, if there is one."""
+    return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb)], dim=1)

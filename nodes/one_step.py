@@ -1,0 +1,94 @@
+"""The node One-Step SR."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, check_timestep
+from .encode import TIMESTEPS_KEY
+from .sampling import Conditioning, one_step
+from .sockets import CATEGORY
+from .student import choose_conditioning
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+
+class TADSROneStep(io.ComfyNode):
+    """MODEL, LATENT -> LATENT, by one evaluation of the network."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TADSROneStep",
+            display_name="One-Step SR",
+            category=CATEGORY,
+            description="Restores detail in the latent with one step of the student. Decode its result with "
+            "the VAE, then use Match Colour and Size.",
+            search_aliases=["tadsr sampler", "one step super resolution"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The MODEL of Load TADSR Model; LoRA and other patches work on it."
+                ),
+                io.Latent.Input("latent", tooltip="From Time-Aware Encode."),
+                io.Conditioning.Input(
+                    "conditioning",
+                    optional=True,
+                    tooltip="A description of the picture. Unconnected: the default prompt of the weights.",
+                ),
+                io.Int.Input(
+                    "timestep",
+                    optional=True,
+                    min=MIN_TIMESTEP,
+                    max=MAX_TIMESTEP,
+                    force_input=True,
+                    tooltip="Unconnected: the timestep that the latent was encoded for, as trained.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The restored latent, for any VAE decode node.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        conditioning: Conditioning | None = None,
+        timestep: int | None = None,
+    ) -> io.NodeOutput:
+        samples = latent["samples"]
+        timesteps = choose_timesteps(latent, timestep)
+        conditioning = choose_conditioning(model, conditioning)
+        progress = comfy.utils.ProgressBar(len(samples))
+        results = []
+        for sample, sample_timestep in zip(samples, timesteps, strict=True):
+            mm.throw_exception_if_processing_interrupted()
+            results.append(one_step(model, sample.unsqueeze(0), sample_timestep, conditioning))
+            progress.update(1)
+        return io.NodeOutput({**latent, "samples": torch.cat(results), TIMESTEPS_KEY: timesteps})
+
+
+def choose_timesteps(latent: dict[str, Any], timestep: int | None) -> tuple[int, ...]:
+    """Returns a timestep per picture: the one given, or those the latent remembers. Raises ValueError."""
+    count = len(latent["samples"])
+    if timestep is not None:
+        return (check_timestep(timestep),) * count
+    remembered = latent.get(TIMESTEPS_KEY)
+    if remembered is None:
+        raise ValueError(
+            "this LATENT does not say for which timestep it was encoded; accepted is the LATENT of "
+            f"Time-Aware Encode, or another one with a timestep of {MIN_TIMESTEP}..{MAX_TIMESTEP} connected"
+        )
+    if len(set(remembered)) == 1:
+        return (remembered[0],) * count
+    if len(remembered) != count:
+        raise ValueError(
+            f"this LATENT has {count} pictures and {len(remembered)} different timesteps, as a node between "
+            "changed its batch; accepted is one timestep for each picture: connect the timestep"
+        )
+    return tuple(remembered)

@@ -1,0 +1,58 @@
+"""The four phases of upscaling one picture: enlarge, encode, predict, finish. All nodes call these."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..tadsr.color import COLOUR_MATCHES, is_neutral, to_neutral
+from ..tadsr.geometry import MIN_NETWORK_SIDE, enlarge, pad_to_multiple, target_size
+from .images import RGB, join_alpha, split_alpha, to_planes
+
+if TYPE_CHECKING:
+    from .encoder_patcher import EncoderPatcher
+
+MAX_PADDING = MIN_NETWORK_SIDE  # no picture is padded by more, in either direction
+
+
+def result_size(image: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
+    """Returns (height, width) of the result. image: (B, H, W, C); width, height: 0 for the scale's."""
+    return target_size(image.shape[1], image.shape[2], scale=scale, target=(height, width))
+
+
+def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the picture enlarged to `size`, its alpha too: (H, W, C) in [0, 1] -> (1, 3 or 4, *size)."""
+    return enlarge(to_planes(picture), size)
+
+
+def encode(encoder: EncoderPatcher, enlarged: Tensor, timestep: int, seed: int | None) -> Tensor:
+    """Returns the latent of an enlarged picture, padded as the networks need. enlarged: (1, 3 or 4, H, W)."""
+    padded, _ = pad_to_multiple(enlarged[:, :RGB], encoder.downscale)
+    return encoder.encode(padded, timestep, seed)
+
+
+def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
+    """Returns the decoded result at the exact size of the enlarged input, in its colours, with its alpha.
+
+    result: (1, C, H', W') in [0, 1], padded below and to the right; enlarged: (1, 3 or 4, H, W) in [0, 1].
+    """
+    reference, alpha = split_alpha(enlarged)
+    height, width = reference.shape[-2:]
+    check_padding(result.shape[-2:], (height, width))
+    rgb = result[:, :RGB, :height, :width].float()
+    rgb = COLOUR_MATCHES[color_match](rgb, reference.to(rgb))
+    if color_match != "none" and is_neutral(reference):
+        rgb = to_neutral(rgb)
+    return join_alpha(rgb.clamp(0.0, 1.0), alpha)
+
+
+def check_padding(size: tuple[int, int], reference: tuple[int, int]) -> None:
+    """Raises ValueError unless `size` (height, width) is the reference's with padding."""
+    if not all(side <= padded < side + MAX_PADDING for padded, side in zip(size, reference, strict=True)):
+        raise ValueError(
+            f"the decoded picture is {size[1]}x{size[0]} pixels and the reference "
+            f"{reference[1]}x{reference[0]}; accepted is a picture of the reference's size or up to "
+            f"{MAX_PADDING - 1} pixels larger. Connect the enlarged image of "
+            "Time-Aware Encode as reference, and decode with the VAE of Load TADSR Model"
+        )

@@ -1,0 +1,175 @@
+"""Builds MODEL and VAE from a weights file that carries its own base, of any width and depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_base
+import comfy.model_detection
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..tadsr.lora import check_keys
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+SD_CHANNELS = 320  # first width of the SD 2.1 UNet: ComfyUI's memory factors are for this
+SD_VAE_CHANNELS = 128  # first width of the SD VAE: ComfyUI's memory formulas are for this
+SD_DOWNSCALE = 8  # of the SD VAE
+# ComfyUI's formulas for the SD VAE, bytes of the dtype per pixel (comfy/sd.py, class VAE)
+ENCODE_VALUES_PER_PIXEL, DECODE_VALUES_PER_PIXEL = 1767, 2178
+ATTENTION = "mid.attn_1."
+
+
+class StudentUNet(comfy.supported_models.SD20):
+    """SD 2.x of any size: told from its file, not from a table, and never taken for v-prediction."""
+
+    def model_type(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        return comfy.model_base.ModelType.EPS
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A width as a multiple of the first width, exact where ComfyUI's integers are not (96 = 1.5 x 64)."""
+
+    width: int
+
+    def __mul__(self, first: int) -> int:
+        return self.width
+
+    __rmul__ = __mul__
+
+
+class NoAttention(torch.nn.Module):
+    """Stands in the middle of a VAE without attention."""
+
+    def __init__(self, in_channels: int, conv_op: object = None) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, **_: object) -> Tensor:
+        return x
+
+
+def build_unet(state: Mapping[str, Tensor], downscale: int) -> ModelPatcher:
+    """Returns the MODEL of a UNet of the SD 2.x kind. state: keys `diffusion_model.*`.
+
+    downscale: image pixels per latent pixel. Raises WeightsError if tensors are missing or left over.
+    """
+    unet = {key.removeprefix("diffusion_model."): tensor for key, tensor in state.items()}
+    config = StudentUNet(_unet_config(unet))
+    load_device = mm.get_torch_device()
+    supported = list(config.supported_inference_dtypes)
+    dtype = mm.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(unet),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(unet),
+    )
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, supported))
+    config.memory_usage_factor *= config.unet_config["model_channels"] / SD_CHANNELS
+    if downscale != SD_DOWNSCALE:
+        _describe_own_latents(config, downscale)
+    model = config.get_model(unet, "")
+    check_keys("UNet", unet, set(model.diffusion_model.state_dict()))
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=load_device, offload_device=mm.unet_offload_device()
+    )
+    model.load_model_weights(unet, "", assign=patcher.is_dynamic())
+    return patcher
+
+
+def _unet_config(unet: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns ComfyUI's configuration of the UNet, with exact widths."""
+    config = comfy.model_detection.detect_unet_config(unet, "")
+    step = config["num_res_blocks"][0] + 1
+    levels = range(len(config["channel_mult"]))
+    config["channel_mult"] = [
+        Multiple(unet[f"input_blocks.{1 + level * step}.0.out_layers.3.weight"].shape[0]) for level in levels
+    ]
+    return config
+
+
+def _describe_own_latents(config: StudentUNet, downscale: int) -> None:
+    """Tells ComfyUI that the latents are not SD's: other size, and no preview decoder knows them."""
+    config.latent_format.spacial_downscale_ratio = downscale
+    config.latent_format.latent_rgb_factors = None
+    config.latent_format.taesd_decoder_name = None
+
+
+def build_vae(state: Mapping[str, Tensor]) -> comfy.sd.VAE:
+    """Returns the VAE for tensors `encoder.*`, `decoder.*`, `quant_conv.*`, `post_quant_conv.*` of any width.
+
+    Attention in the middle of encoder and decoder may be absent. Raises WeightsError if tensors are missing.
+    """
+    encoder, decoder = _half_config(state, "encoder", "down"), _half_config(state, "decoder", "up")
+    if not any(key.startswith(f"decoder.{ATTENTION}") for key in state):
+        decoder["attn_op"] = NoAttention
+    state = {**state, **_absent_encoder_attention(state)}
+    params = {
+        "ddconfig": encoder,
+        "decoder_ddconfig": decoder,
+        "embed_dim": state["post_quant_conv.weight"].shape[1],
+    }
+    vae = comfy.sd.VAE(sd=dict(state), config={"params": params})
+    check_keys("VAE", state, set(vae.first_stage_model.state_dict()))
+    _set_size(vae, 2 ** (len(decoder["ch_mult"]) - 1), max(encoder["ch"], decoder["ch"]))
+    return vae
+
+
+def _half_config(state: Mapping[str, Tensor], half: str, path: str) -> dict[str, Any]:
+    """Returns ComfyUI's configuration of an encoder or decoder, read from shapes."""
+    levels = _count(state, rf"{half}\.{path}\.(\d+)\.")
+    widths = [state[f"{half}.{path}.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)]
+    blocks = _count(state, rf"{half}\.{path}\.0\.block\.(\d+)\.")
+    return {
+        "double_z": True,
+        "z_channels": state["decoder.conv_in.weight"].shape[1],
+        "resolution": 256,  # decides nothing without attn_resolutions
+        "in_channels": state["encoder.conv_in.weight"].shape[1],
+        "out_ch": state["decoder.conv_out.weight"].shape[0],
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": blocks if half == "encoder" else blocks - 1,  # the decoder has one more
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return max((int(m[1]) + 1 for key in state if (m := re.match(pattern, key))), default=0)
+
+
+def _absent_encoder_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns an attention that adds nothing, if the encoder has none: ComfyUI's always has one."""
+    prefix = f"encoder.{ATTENTION}"
+    if any(key.startswith(prefix) for key in state):
+        return {}
+    width = state["encoder.conv_out.weight"].shape[1]
+    tensors = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    for projection in ("q", "k", "v", "proj_out"):
+        tensors[f"{projection}.weight"] = torch.zeros(width, width, 1, 1)
+        tensors[f"{projection}.bias"] = torch.zeros(width)
+    return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
+
+
+def _set_size(vae: comfy.sd.VAE, downscale: int, channels: int) -> None:
+    """Tells the VAE its downscale, and how much memory it needs for its width."""
+    share = channels / SD_VAE_CHANNELS
+    vae.downscale_ratio = vae.upscale_ratio = downscale
+
+    def encode_memory(shape: torch.Size, dtype: torch.dtype) -> float:
+        return share * ENCODE_VALUES_PER_PIXEL * shape[2] * shape[3] * mm.dtype_size(dtype)
+
+    def decode_memory(shape: torch.Size, dtype: torch.dtype) -> float:
+        pixels = shape[2] * shape[3] * downscale**2
+        return share * DECODE_VALUES_PER_PIXEL * pixels * mm.dtype_size(dtype)
+
+    vae.memory_used_encode, vae.memory_used_decode = encode_memory, decode_memory

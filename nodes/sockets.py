@@ -1,0 +1,93 @@
+"""Socket types of this pack, and the inputs that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..tadsr.color import COLOUR_MATCHES
+from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
+from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, MIN_TIMESTEP
+
+CATEGORY = "image/upscaling/TADSR"
+MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as core's samplers
+ENCODINGS = ("mode", "sample")
+
+Encoder = io.Custom("TADSR_ENCODER")
+
+
+def timestep_input() -> io.Int.Input:
+    """Returns the timestep dial."""
+    return io.Int.Input(
+        "timestep",
+        default=DEFAULT_TIMESTEP,
+        min=MIN_TIMESTEP,
+        max=MAX_TIMESTEP,
+        step=1,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="Low: faithful to the input. High: sharper, with more invented detail.",
+    )
+
+
+def scale_input() -> io.Float.Input:
+    """Returns the enlargement."""
+    return io.Float.Input(
+        "scale",
+        default=DEFAULT_SCALE,
+        min=MIN_SCALE,
+        max=MAX_SCALE,
+        step=0.25,
+        round=False,
+        tooltip="Enlargement of both sides; the model was trained for 4. A width or height replaces it.",
+    )
+
+
+def exact_size_inputs() -> list[io.Int.Input]:
+    """Returns the exact width and height of the result, 0 where unused."""
+    return [
+        io.Int.Input(
+            side,
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            optional=True,
+            advanced=True,
+            tooltip=f"Exact {side} of the result in pixels. 0: from the {other} in the input's proportions, "
+            "or from the scale. With both set, the input is first cropped to their shape, never squashed.",
+        )
+        for side, other in (("width", "height"), ("height", "width"))
+    ]
+
+
+def encoding_inputs() -> list[io.Combo.Input | io.Int.Input]:
+    """Returns how the latent is taken from the encoder's distribution."""
+    return [
+        io.Combo.Input(
+            "encoding",
+            options=list(ENCODINGS),
+            default=ENCODINGS[0],
+            optional=True,
+            advanced=True,
+            tooltip="mode: the mean of the encoder's distribution, always the same. "
+            "sample: drawn from it with the seed, as the official code does.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=MAX_SEED,
+            optional=True,
+            advanced=True,
+            tooltip="Seed of the draw, when encoding is sample; image n of a batch uses seed + n.",
+        ),
+    ]
+
+
+def color_match_input() -> io.Combo.Input:
+    """Returns the colour match."""
+    return io.Combo.Input(
+        "color_match",
+        options=list(COLOUR_MATCHES),
+        default="adain",
+        tooltip="Takes colour from the enlarged input. adain: mean and contrast of each channel. "
+        "wavelet: all coarse colour, for local colour shifts. none: leaves the result alone.",
+    )

@@ -1,0 +1,90 @@
+"""Turns an SD 2.1 MODEL into the TADSR student: weight patches, residual sampling, default prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import comfy.lora
+import comfy.model_base
+from torch import Tensor
+
+from ..tadsr.lora import DOWN
+from ..tadsr.weights import TadsrWeights, WeightsError, check_against_base
+from .sampling import Conditioning, ResidualSampling
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+STUDENT_KEY = "tadsr_student"  # the attachment of a MODEL that makes it a student
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a student MODEL carries beside its weights."""
+
+    weights_name: str
+    prompt: Tensor | None  # (1, tokens, width): the embedding used without a CONDITIONING
+
+
+def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -> ModelPatcher:
+    """Returns a patched clone of `base`. Raises WeightsError if the weights were made for another base."""
+    if base.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
+        raise WeightsError(
+            f"{weights_name} needs Stable Diffusion 2.1-base (512 pixels, epsilon prediction); the chosen "
+            "checkpoint predicts v, as Stable Diffusion 2.1 for 768 pixels does. Choose v2-1_512-ema-pruned "
+            "or its equal"
+        )
+    check_against_base(weights, {key: tensor.shape for key, tensor in base.model_state_dict().items()})
+    student = base.clone()
+    # Replaced tensors come first: the LoRA of such a module is added to the new tensor.
+    student.add_patches(
+        {key: (tensor,) for key, tensor in weights.unet_full.items()}, strength_patch=1.0, strength_model=0.0
+    )
+    modules = [key.removesuffix(DOWN) for key in weights.unet_lora if key.endswith(DOWN)]
+    key_map = {module: f"{module}.weight" for module in modules}
+    student.add_patches(comfy.lora.load_lora(weights.unet_lora, key_map))
+    student.add_object_patch("model_sampling", ResidualSampling(base.model.model_config))
+    student.set_attachments(STUDENT_KEY, Student(weights_name, weights.prompt))
+    return student
+
+
+def student_of(model: ModelPatcher) -> Student:
+    """Returns what the MODEL carries; raises ValueError if it is no student, or its sampling was replaced."""
+    student = model.get_attachment(STUDENT_KEY)
+    if student is None:
+        raise ValueError(
+            f"this MODEL is a {type(model.model).__name__} without TADSR weights; accepted is the MODEL "
+            "output of Load TADSR Model"
+        )
+    if not isinstance(model.get_model_object("model_sampling"), ResidualSampling):
+        raise ValueError(
+            "another node has replaced the sampling of this TADSR MODEL (as ModelSamplingDiscrete does); "
+            "connect the MODEL without that node"
+        )
+    return student
+
+
+def choose_conditioning(model: ModelPatcher, conditioning: Conditioning | None) -> Conditioning:
+    """Returns the CONDITIONING given, or the weights' default prompt. Raises ValueError if neither fits."""
+    student = student_of(model)
+    if conditioning is None:
+        if student.prompt is None:
+            raise ValueError(
+                f"{student.weights_name} holds no default prompt: connect a CONDITIONING, from CLIP Text "
+                "Encode with the CLIP of Load TADSR Model (an empty text will do)"
+            )
+        return default_conditioning(student.prompt)
+    context_width = model.model.model_config.unet_config["context_dim"]
+    for embedding, _ in conditioning:
+        if embedding.shape[-1] != context_width:
+            raise ValueError(
+                f"the CONDITIONING is {embedding.shape[-1]} wide; accepted by this MODEL is {context_width}. "
+                "Encode the text with the CLIP of Load TADSR Model, or leave the conditioning unconnected"
+            )
+    return conditioning
+
+
+def default_conditioning(prompt: Tensor) -> Conditioning:
+    """Returns a prompt embedding as ComfyUI's CONDITIONING."""
+    return [[prompt.float(), {}]]

@@ -1,0 +1,1 @@
+"""The method TADSR in plain torch: schedule, Time-Aware Encoder, weights, geometry, colour."""
