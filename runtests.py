@@ -18,7 +18,7 @@ from host.interpreter import prepare_tests
 
 REPOSITORY = Path(__file__).resolve().parent
 LINT_ONLY = "--lint"
-PYTEST_DEFAULTS = ("tests",)
+TESTS = "tests"
 
 
 def main(arguments: list[str]) -> int:
@@ -51,8 +51,9 @@ def steps(python: str, arguments: list[str]) -> list[tuple[str, list[str]]]:
     ]
     if LINT_ONLY in arguments:
         return checks
-    # pytest comes last, so that its closing line ends the output of the checks.
-    return [*checks, ("tests", [python, "-m", "pytest", *(arguments or PYTEST_DEFAULTS)])]
+    # Always with a path: pytest takes its root directory from it (see tests/pytest.ini).
+    names_tests = any(Path(argument.split("::")[0]).exists() for argument in arguments)
+    return [*checks, ("tests", [python, "-m", "pytest", *([] if names_tests else [TESTS]), *arguments])]
 
 
 def run_step(name: str, command: list[str]) -> tuple[bool, float]:

@@ -72,6 +72,8 @@ class ComfyServer(ComfyClient):
     def __enter__(self) -> ComfyServer:
         for folder in _FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
+        for sample in (self.comfyui / "input").glob("*.png"):  # a fresh ComfyUI has one, and workflows name it
+            shutil.copy(sample, self.base / "input")
         link_pack(self.base / "custom_nodes" / PACK_NAME)
         started = time.monotonic()
         with self.log_path.open("wb") as log:
