@@ -27,6 +27,16 @@ def _check_sum(name: str, probabilities: Iterable[float]) -> None:
         raise ValueError(f"{name} are {values}; accepted: none negative, together 1")
 
 
+def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
+    if not sizes or any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ValueError(f"{name} are {sizes}; accepted: odd numbers from 1")
+
+
+def _check_modes(name: str, modes: tuple[str, ...]) -> None:
+    if not modes or not set(modes) <= set(RESIZE_MODES):
+        raise ValueError(f"{name} are {modes}; accepted: one or more of {RESIZE_MODES}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SincConfig:
     """A circular low-pass filter, which adds the ringing of sharpening and of strong compression."""
@@ -83,8 +93,7 @@ class BlurConfig:
         _check_range("blur probability", (0.0, self.probability), 0, 1)
         _check_range("blur sigma", self.sigma, 1e-3, 100)
         _check_sum("shares of the blur kernels", self.shares.values())
-        if not self.sizes or any(size < 1 or size % 2 == 0 for size in self.sizes):
-            raise ValueError(f"blur sizes are {self.sizes}; accepted: odd numbers from 1")
+        _check_sizes("blur sizes", self.sizes)
         for name in ("generalized_beta", "plateau_beta"):
             low, high = getattr(self, name)
             if not 0 < low <= self.beta_split <= high:
@@ -118,8 +127,7 @@ class ResizeConfig:
         _check_sum("resize probabilities (up, down, keep)", (self.up, self.down, self.keep))
         if not 0 < self.scale[0] <= 1 <= self.scale[1]:
             raise ValueError(f"resize scale is {self.scale}; accepted: a range around 1, above 0")
-        if not self.modes or not set(self.modes) <= set(RESIZE_MODES):
-            raise ValueError(f"resize modes are {self.modes}; accepted: one or more of {RESIZE_MODES}")
+        _check_modes("resize modes", self.modes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +215,8 @@ class DegradationConfig:
     def __post_init__(self) -> None:
         if self.downscale < 1:
             raise ValueError(f"downscale is {self.downscale}; accepted: integers from 1")
+        _check_modes("final_modes", self.final_modes)
+        _check_sizes("final_sinc_sizes", self.final_sinc_sizes)
         _check_range("jpeg_before_resize", (0.0, self.jpeg_before_resize), 0, 1)
         _check_range("flip_probability", (0.0, self.flip_probability), 0, 1)
 
