@@ -83,9 +83,7 @@ def weights_from_official(official: Mapping[str, Any]) -> TadsrWeights:
     encoder_table = vae_table_of([*time, *vae_lora])
     return TadsrWeights(
         unet_lora=_named(lora.values(), lambda module: UNET_PREFIX + rename(module, table)),
-        unet_full={
-            f"{UNET_PREFIX}{rename(m['module'], table)}.{m['part']}": state[key] for key, m in full.items()
-        },
+        unet_full={f"{UNET_PREFIX}{rename(m['module'], table)}.{m['part']}": state[key] for key, m in full.items()},
         encoder_lora=_named([vae_lora], lambda module: rename(module, encoder_table)),
         encoder_time={rename(key, encoder_table): tensor for key, tensor in time.items()},
         prompt=None,
@@ -123,15 +121,11 @@ def summary(weights: TadsrWeights) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tadsr.convert", description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tadsr.convert", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("checkpoint", type=Path, help="the official tadsr.pkl")
     parser.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--base", type=Path, help="checkpoint or diffusers folder to include")
-    parser.add_argument(
-        "--prompt-embedding", type=Path, help="file with one tensor: the default prompt's embedding"
-    )
+    parser.add_argument("--prompt-embedding", type=Path, help="file with one tensor: the default prompt's embedding")
     options = parser.parse_args(arguments)
     try:
         weights = convert_official(options.checkpoint, options.base)
@@ -160,9 +154,7 @@ def _adapters(state: Mapping[str, Tensor], rank: int, names: Iterable[str]) -> d
     check_keys("LoRA of the official checkpoint", set(state), expected)
     wrong = [name for group in found.values() for name, adapter in group.items() if adapter.rank != rank]
     if wrong:
-        raise WeightsError(
-            f"the checkpoint says rank {rank}, but {wrong[0]} and {len(wrong) - 1} more differ"
-        )
+        raise WeightsError(f"the checkpoint says rank {rank}, but {wrong[0]} and {len(wrong) - 1} more differ")
     return found
 
 

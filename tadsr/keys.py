@@ -92,8 +92,7 @@ class UNetLayout:
         step = min(downsamplers, default=blocks)
         levels = len(downsamplers) + 1
         attention = (
-            _count(names, rf"output_blocks\.{i * step}\.1\.transformer_blocks\.(\d+)\.") > 0
-            for i in range(levels)
+            _count(names, rf"output_blocks\.{i * step}\.1\.transformer_blocks\.(\d+)\.") > 0 for i in range(levels)
         )
         return cls(levels, step - 1, tuple(attention))
 
@@ -138,9 +137,7 @@ def vae_table(levels: int, layers_per_level: int) -> dict[str, str]:
             down = f"encoder.down.{level}.block.{layer}"
             table |= _joined(f"encoder.down_blocks.{level}.resnets.{layer}", down, VAE_RESNET)
         if level < levels - 1:
-            table[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = (
-                f"encoder.down.{level}.downsample.conv"
-            )
+            table[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
             table[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"{up}.upsample.conv"
     for half in ("encoder", "decoder"):
         for ours, theirs in VAE_MIDDLE.items():

@@ -49,10 +49,7 @@ def adapters(lora: Mapping[str, Tensor]) -> dict[str, Adapter]:
     modules = [key.removesuffix(DOWN) for key in lora if key.endswith(DOWN)]
     expected = {module + part for module in modules for part in (DOWN, UP, ALPHA)}
     check_keys("LoRA", lora.keys(), expected)
-    found = {
-        module: Adapter(lora[module + DOWN], lora[module + UP], lora[module + ALPHA].item())
-        for module in modules
-    }
+    found = {module: Adapter(lora[module + DOWN], lora[module + UP], lora[module + ALPHA].item()) for module in modules}
     for module, adapter in found.items():
         if adapter.up.shape[1:].numel() != adapter.rank:
             raise WeightsError(

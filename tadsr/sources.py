@@ -62,9 +62,7 @@ def read_base(path: Path) -> dict[str, Tensor]:
         return base
     folder = next((path / name for name in VAE_FOLDERS if (path / name).is_dir()), None)
     if folder is None or not (path / "unet").is_dir():
-        raise WeightsError(
-            f"{path} is no diffusers folder: it needs unet/ and one of {', '.join(VAE_FOLDERS)}"
-        )
+        raise WeightsError(f"{path} is no diffusers folder: it needs unet/ and one of {', '.join(VAE_FOLDERS)}")
     # time_vae has untrained time layers too; the trained ones come from the checkpoint
     vae = {key: t for key, t in _read_folder(folder).items() if "time_emb" not in key}
     return _prefixed(BASE_UNET_PREFIX, diffusers_unet_to_ldm(_read_folder(path / "unet"))) | _prefixed(

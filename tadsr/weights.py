@@ -83,9 +83,7 @@ class TadsrWeights:
     """What TADSR adds to a Stable Diffusion 2.x model, all on the CPU."""
 
     unet_lora: dict[str, Tensor]  # diffusion_model.<ldm module>.lora_down.weight | .lora_up.weight | .alpha
-    unet_full: dict[
-        str, Tensor
-    ]  # diffusion_model.<ldm key>: replaces the base's tensor, before the LoRA is added
+    unet_full: dict[str, Tensor]  # diffusion_model.<ldm key>: replaces the base's tensor, before the LoRA is added
     encoder_lora: dict[str, Tensor]  # <TimeAwareEncoder module>.lora_down.weight | .lora_up.weight | .alpha
     encoder_time: dict[str, Tensor]  # encoder.time_embedding.*, encoder.<block>.time_emb_proj.*
     prompt: Tensor | None  # (1, tokens, width): embedding of the default prompt
@@ -173,9 +171,7 @@ def validate(weights: TadsrWeights) -> None:
     for name in ("unet_lora", "unet_full", "encoder_lora", "encoder_time"):
         for key, tensor in getattr(weights, name).items():
             if not tensor.isfinite().all():
-                raise WeightsError(
-                    f"{name}.{key} holds NaN or infinity: the training run or the file is broken"
-                )
+                raise WeightsError(f"{name}.{key} holds NaN or infinity: the training run or the file is broken")
     if weights.is_self_contained:
         known = {key for key in weights.base if key.startswith((BASE_UNET_PREFIX, BASE_VAE_PREFIX))}
         check_keys("base model", weights.base, known | REQUIRED_BASE_KEYS)
@@ -229,7 +225,8 @@ def _check_encoder(weights: TadsrWeights, vae: Mapping[str, Tensor]) -> dict[str
     shapes = {key: t.shape for key, t in TimeAwareEncoder(config, device="meta").state_dict().items()}
     check_keys("VAE encoder of the base, with time layers", state, set(shapes))
     for key, shape in shapes.items():
-        check_fits(key, shape, state[key].shape)
+        seen = state[key].shape
+        check_fits(key, seen, shape) if key in weights.encoder_time else check_fits(key, shape, seen)
     for module, adapter in adapters(weights.encoder_lora).items():
         check_fits(module, adapter.weight_shape, shapes.get(f"{module}.weight"))
     return shapes
@@ -268,19 +265,13 @@ def _parse_metadata(header: Mapping[str, str]) -> Metadata:
         fields: dict[str, Any] = json.loads(header[METADATA_FIELD])
         version = fields["format_version"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise WeightsError(
-            f"its metadata has no readable field {METADATA_FIELD!r}; convert it again"
-        ) from error
+        raise WeightsError(f"its metadata has no readable field {METADATA_FIELD!r}; convert it again") from error
     if version != FORMAT_VERSION:
-        raise WeightsError(
-            f"format version is {version!r}; this pack reads {FORMAT_VERSION}: update the pack"
-        )
+        raise WeightsError(f"format version is {version!r}; this pack reads {FORMAT_VERSION}: update the pack")
     try:
         return Metadata(**{**fields, "timesteps": tuple(fields.get("timesteps", ()))})
     except TypeError as error:
-        raise WeightsError(
-            f"its metadata has unknown or missing fields ({error}): update the pack"
-        ) from error
+        raise WeightsError(f"its metadata has unknown or missing fields ({error}): update the pack") from error
 
 
 def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -21,21 +21,14 @@ from tadsr.keys import (
     vae_table_of,
 )
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(),
-    reason=f"no reference numbers at {REFERENCE}",
-)
-
 MINI = UNetLayout(3, 1, (True, False, False))
 
 
 @pytest.fixture(scope="module")
-def official() -> dict[str, dict[str, str]]:
-    return json.loads((REFERENCE / "diffusers_to_original.json").read_text())
+def official(shared_reference: Path) -> dict[str, dict[str, str]]:
+    return json.loads((shared_reference / "diffusers_to_original.json").read_text())
 
 
-@needs_reference
 def test_unet_names_are_those_of_the_official_checkpoints(official: dict[str, dict[str, str]]) -> None:
     names = official["unet"]
     table = unet_table(UNetLayout.from_diffusers(names))
@@ -43,7 +36,6 @@ def test_unet_names_are_those_of_the_official_checkpoints(official: dict[str, di
     assert {rename(key, inverse(table)): key for key in names.values()} == names
 
 
-@needs_reference
 def test_vae_names_are_those_of_the_official_checkpoints(official: dict[str, dict[str, str]]) -> None:
     names = official["vae"]
     table = vae_table_of(names)
@@ -51,11 +43,8 @@ def test_vae_names_are_those_of_the_official_checkpoints(official: dict[str, dic
     assert {rename(key, inverse(table)): key for key in names.values()} == names
 
 
-@needs_reference
 @pytest.mark.parametrize("kind", ["unet", "vae"])
-def test_layouts_are_read_equally_from_both_kinds_of_names(
-    official: dict[str, dict[str, str]], kind: str
-) -> None:
+def test_layouts_are_read_equally_from_both_kinds_of_names(official: dict[str, dict[str, str]], kind: str) -> None:
     names = official[kind]
     if kind == "unet":
         assert UNetLayout.from_diffusers(names) == UNetLayout.from_ldm(names.values())
