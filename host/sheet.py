@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageStat
 
 PANEL_SIDE = 720  # the longer side of a picture on the sheet, in pixels
+NARROWEST_COLUMN = 420  # room for the labels above a tall picture
 DETAIL_SHARE = 0.25  # a detail is this share of the picture's shorter side
 MARGIN, LABEL_HEIGHT, FONT_SIZE = 12, 34, 20
 BACKGROUND, INK, FRAME = (24, 24, 26), (240, 240, 240), (255, 196, 0)
@@ -24,8 +25,8 @@ def before_after_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Ima
     box = richest_detail(pictures[-1][1])
     scale = PANEL_SIDE / max(size)
     panel = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-    detail_side = min(panel[0], PANEL_SIDE)
-    column = max(panel[0], detail_side) + MARGIN
+    detail_side = max(panel[0], NARROWEST_COLUMN)
+    column = detail_side + MARGIN
     height = 2 * (LABEL_HEIGHT + MARGIN) + panel[1] + detail_side
     sheet = Image.new("RGB", (column * len(pictures) + MARGIN, height + MARGIN), BACKGROUND)
     for index, (label, picture) in enumerate(pictures):
