@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from math import pi
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def covariance(sigma_x: float, sigma_y: float, rotation: float) -> np.ndarray:
 @pytest.mark.parametrize(("family", "rotation", "sigmas"), [("iso", 0.0, (1.3, 1.3)), ("aniso", 0.7, (2.4, 0.6))])
 def test_gaussian_kernel_is_the_normal_density(family: str, rotation: float, sigmas: tuple[float, float]) -> None:
     parameters = KernelParameters(family=family, size=15, sigma_x=sigmas[0], sigma_y=sigmas[1], rotation=rotation)
-    density = stats.multivariate_normal.pdf(grid(15), np.zeros(2), covariance(*sigmas, rotation))
+    spread: Any = covariance(*sigmas, rotation)  # scipy's stubs admit numbers only
+    density = stats.multivariate_normal.pdf(grid(15), np.zeros(2), spread)
     np.testing.assert_allclose(build_kernel(parameters), density / density.sum(), atol=1e-7)
 
 
@@ -169,6 +171,11 @@ def test_jpeg_none_changes_nothing_and_lower_quality_changes_more() -> None:
     assert errors == sorted(errors)
 
 
+def test_bytes_are_clamped_and_rounded() -> None:
+    levels = np.array([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.0, 2.0], dtype=np.float32)
+    assert to_bytes(levels).tolist() == [0, 0, 0, 1, 255, 255, 255]
+
+
 # Distributions
 
 
@@ -204,6 +211,7 @@ def check_cutoffs(what: str, kernels: list[KernelParameters]) -> None:
 
 def check_kernels(kernels: list[KernelParameters], sigma: tuple[float, float]) -> None:
     check_shares("families", [k.family for k in kernels], BLUR_SHARES)
+    check_shares("sinc", [k.family == "sinc" for k in kernels], {True: 0.1, False: 0.9})
     check_shares("sizes", [k.size for k in kernels], SIZES)
     check_cutoffs("sinc", [k for k in kernels if k.family == "sinc"])
     gaussian = [k for k in kernels if k.family != "sinc"]
