@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from host import torch_import_shim
 from tadsr.keys import (
     UNetLayout,
     WeightsError,
@@ -78,6 +79,7 @@ def test_block_numbers_of_small_unets(layout: UNetLayout, module: str, expected:
 
 
 def test_a_mini_unet_and_vae_survive_the_round_trip() -> None:
+    torch_import_shim.install()
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (training only)")
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=(32, 32, 64),
