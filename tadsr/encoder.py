@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NORM_GROUPS, NORM_EPS = 32, 1e-6  # SD VAE config
+NORM_EPS = 1e-6  # SD VAE config
 MIN_TIME_FEATURES = 128  # sinusoidal features: max(128, first channel count)
 TIME_EMBEDDING_WIDTH = 256  # width of the timestep embedding
 MAX_PERIOD = 10_000  # sinusoidal features, as in SD's UNet
@@ -34,6 +34,7 @@ class EncoderConfig:
     channels: tuple[int, ...] = (128, 256, 512, 512)  # per level, from full resolution down
     layers_per_level: int = 2
     mid_attention: bool = True
+    norm_groups: int = 32  # no tensor's shape tells it
 
     @property
     def downscale(self) -> int:
@@ -45,7 +46,7 @@ class EncoderConfig:
         return max(MIN_TIME_FEATURES, self.channels[0])
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> EncoderConfig:
+    def from_state_dict(cls, state: Mapping[str, Tensor], norm_groups: int = 32) -> EncoderConfig:
         """Returns the config read from tensor shapes. state: keys `encoder.*`; raises KeyError if it is no encoder."""
         levels = _count(state, "encoder.down.{}.block.0.conv1.weight")
         return cls(
@@ -54,6 +55,7 @@ class EncoderConfig:
             channels=tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
             layers_per_level=_count(state, "encoder.down.0.block.{}.conv1.weight"),
             mid_attention="encoder.mid.attn_1.q.weight" in state,
+            norm_groups=norm_groups,
         )
 
 
@@ -88,12 +90,12 @@ class TimeEmbedding(nn.Module):
 class TimeAwareBlock(nn.Module):
     """Residual block whose second normalisation is scaled and shifted by the timestep."""
 
-    def __init__(self, width_in: int, width: int, operations: Any, **factory: Any) -> None:
+    def __init__(self, width_in: int, width: int, groups: int, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.norm1 = operations.GroupNorm(NORM_GROUPS, width_in, eps=NORM_EPS, **factory)
+        self.norm1 = operations.GroupNorm(groups, width_in, eps=NORM_EPS, **factory)
         self.conv1 = operations.Conv2d(width_in, width, 3, padding=1, **factory)
         self.time_emb_proj = operations.Linear(TIME_EMBEDDING_WIDTH, 2 * width, **factory)
-        self.norm2 = operations.GroupNorm(NORM_GROUPS, width, eps=NORM_EPS, **factory)
+        self.norm2 = operations.GroupNorm(groups, width, eps=NORM_EPS, **factory)
         self.conv2 = operations.Conv2d(width, width, 3, padding=1, **factory)
         self.nin_shortcut = operations.Conv2d(width_in, width, 1, **factory) if width_in != width else None
 
@@ -119,9 +121,9 @@ class Downsample(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over all pixels, with 1x1 convolutions as projections."""
 
-    def __init__(self, width: int, operations: Any, **factory: Any) -> None:
+    def __init__(self, width: int, groups: int, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.norm = operations.GroupNorm(NORM_GROUPS, width, eps=NORM_EPS, **factory)
+        self.norm = operations.GroupNorm(groups, width, eps=NORM_EPS, **factory)
         self.q = operations.Conv2d(width, width, 1, **factory)
         self.k = operations.Conv2d(width, width, 1, **factory)
         self.v = operations.Conv2d(width, width, 1, **factory)
@@ -138,12 +140,13 @@ class Level(nn.Module):
     """Residual blocks at one resolution, then a downsampling unless it is the last level."""
 
     def __init__(
-        self, width_in: int, width: int, layers: int, last: bool, operations: Any, **factory: Any
+        self, width_in: int, width: int, config: EncoderConfig, last: bool, operations: Any, **factory: Any
     ) -> None:
         super().__init__()
-        widths = [width_in] + [width] * layers
+        widths = [width_in] + [width] * config.layers_per_level
         self.block = nn.ModuleList(
-            TimeAwareBlock(a, b, operations, **factory) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            TimeAwareBlock(a, b, config.norm_groups, operations, **factory)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.downsample = None if last else Downsample(width, operations, **factory)
 
@@ -156,11 +159,12 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Block, attention, block at the lowest resolution."""
 
-    def __init__(self, width: int, attention: bool, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: EncoderConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.block_1 = TimeAwareBlock(width, width, operations, **factory)
-        self.attn_1 = Attention(width, operations, **factory) if attention else nn.Identity()
-        self.block_2 = TimeAwareBlock(width, width, operations, **factory)
+        width, groups = config.channels[-1], config.norm_groups
+        self.block_1 = TimeAwareBlock(width, width, groups, operations, **factory)
+        self.attn_1 = Attention(width, groups, operations, **factory) if config.mid_attention else nn.Identity()
+        self.block_2 = TimeAwareBlock(width, width, groups, operations, **factory)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x, embedding)), embedding)
@@ -177,11 +181,11 @@ class TimeAwareTrunk(nn.Module):
         )
         self.conv_in = operations.Conv2d(config.in_channels, channels[0], 3, padding=1, **factory)
         self.down = nn.ModuleList(
-            Level(a, b, config.layers_per_level, i == len(channels) - 1, operations, **factory)
+            Level(a, b, config, i == len(channels) - 1, operations, **factory)
             for i, (a, b) in enumerate(zip((channels[0], *channels[:-1]), channels, strict=True))
         )
-        self.mid = Middle(channels[-1], config.mid_attention, operations, **factory)
-        self.norm_out = operations.GroupNorm(NORM_GROUPS, channels[-1], eps=NORM_EPS, **factory)
+        self.mid = Middle(config, operations, **factory)
+        self.norm_out = operations.GroupNorm(config.norm_groups, channels[-1], eps=NORM_EPS, **factory)
         self.conv_out = operations.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1, **factory)
 
     def forward(self, image: Tensor, timestep: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Writes a checkpoint of `training.train_mini` as a self-contained weights file.
+
+`python -m training.export_mini CHECKPOINT -o weights/tadsr-mini.safetensors`
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
+from tadsr.weights import Metadata, TadsrWeights, save
+from training.mini import MiniStudent
+
+NAME, LICENSE = "tadsr-mini", "Apache-2.0"
+TIME_PARTS = ("encoder.time_embedding.", ".time_emb_proj.")
+
+
+def weights_from_student(student: MiniStudent, source_sha256: str, steps: int, dtype: torch.dtype) -> TadsrWeights:
+    """Returns the student as self-contained weights in `dtype`, under the names of a single-file checkpoint."""
+    encoder = student.encoder.state_dict()
+    time = {key: tensor for key, tensor in encoder.items() if any(part in key for part in TIME_PARTS)}
+    vae = {key: tensor for key, tensor in encoder.items() if key not in time}
+    vae |= diffusers_vae_to_ldm({f"decoder.{key}": t for key, t in student.decoder.state_dict().items()})
+    vae |= {f"post_quant_conv.{key}": tensor for key, tensor in student.post_quant_conv.state_dict().items()}
+    base = {f"first_stage_model.{key}": tensor for key, tensor in vae.items()}
+    unet = diffusers_unet_to_ldm(student.unet.state_dict())
+    base |= {f"model.diffusion_model.{key}": tensor for key, tensor in unet.items()}
+    return TadsrWeights(
+        unet_lora={},
+        unet_full={},
+        encoder_lora={},
+        encoder_time=_cast(time, dtype),
+        prompt=student.prompt.detach().to(dtype),
+        base=_cast(base, dtype),
+        metadata=Metadata(
+            name=NAME,
+            base_model=f"{NAME} (trained from nothing)",
+            prompt="(learned)",
+            source_sha256=source_sha256,
+            license=LICENSE,
+            extra={"steps": str(steps), "training": "reconstruction: blurred MSE, L1, LPIPS"},
+        ),
+    )
+
+
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {key: tensor.to(dtype) for key, tensor in tensors.items()}
+
+
+def load_student(checkpoint: Path) -> tuple[MiniStudent, int]:
+    """Returns the averaged weights of a checkpoint as a student, and the number of its training steps."""
+    state = torch.load(checkpoint, weights_only=True)
+    student = MiniStudent()
+    student.load_state_dict(state["average"])
+    return student.eval(), state["step"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("weights/tadsr-mini.safetensors"))
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    arguments = parser.parse_args()
+    student, steps = load_student(arguments.checkpoint)
+    source = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    save(arguments.output, weights_from_student(student, source, steps, getattr(torch, arguments.dtype)))
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB, {steps} steps")
+
+
+if __name__ == "__main__":
+    main()

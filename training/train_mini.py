@@ -1,0 +1,205 @@
+"""Trains tadsr-mini by reconstruction: `python -m training.train_mini --crops FILE --output DIR`.
+
+Degraded crops go in at random timesteps; the loss is the blurred MSE of the timestep, a plain L1 and LPIPS. The
+weight of LPIPS grows with the timestep and that of L1 falls, so that the timestep trades fidelity for sharpness.
+Running the same command again resumes from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
+from training.degradation import FULL, LIGHT, degrade
+from training.losses import blurred_mse
+from training.lpips import LPIPS
+from training.mini import MiniStudent
+
+SCALE = 4  # the degradation's factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniConfig:
+    """Settings of one run; all of them are saved beside the checkpoint."""
+
+    steps: int = 6000
+    batch: int = 8
+    crop: int = 96  # pixels of a high-quality crop's side
+    learning_rate: float = 6e-4
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    clip_norm: float = 1.0
+    light_share: float = 0.3  # samples with the light degradation
+    validation_crops: int = 64  # the last crops of the file, from pictures of their own
+    lpips_patch: int = 64  # VGG is costly on a CPU: LPIPS sees a random patch of this side,
+    lpips_samples: int = 4  # of this many samples of a batch
+    mse_weight: float = 10.0
+    l1_weight: float = 1.0  # at timestep 0, falls linearly to 0
+    lpips_weight: float = 1.0  # at timestep 1000, falls linearly to `lpips_floor` of it
+    lpips_floor: float = 0.15
+    seed: int = 0
+
+
+class DegradedCrops(IterableDataset):
+    """Endless (low-quality enlarged, high-quality) pairs, both (3, crop, crop) in [-1, 1], from disjoint crops."""
+
+    def __init__(self, crops: np.ndarray, config: MiniConfig, start: int) -> None:
+        self.crops, self.config, self.start = crops, config, start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        index = self.start
+        while True:
+            yield make_pair(self.crops, self.config, index)
+            index += 1
+
+
+def make_pair(crops: np.ndarray, config: MiniConfig, index: int) -> tuple[Tensor, Tensor]:
+    """Returns the pair of sample `index`; the same index gives the same pair."""
+    rng = np.random.default_rng((config.seed, index))
+    picture = crops[rng.integers(len(crops))]
+    top, left = rng.integers(0, picture.shape[0] - config.crop + 1, size=2)
+    hq = picture[top : top + config.crop, left : left + config.crop]
+    if rng.random() < 0.5:
+        hq = hq[:, ::-1]
+    hq = np.ascontiguousarray(hq, dtype=np.float32) / 255
+    lq = degrade(hq, rng, LIGHT if rng.random() < config.light_share else FULL)
+    return enlarge(lq), torch.from_numpy(hq).permute(2, 0, 1) * 2 - 1
+
+
+def enlarge(lq: np.ndarray) -> Tensor:
+    """Returns an image of uint8 (h, w, 3) enlarged by bicubic interpolation, (3, 4 h, 4 w) in [-1, 1]."""
+    image = torch.from_numpy(np.ascontiguousarray(lq)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return torch.nn.functional.interpolate(image, scale_factor=SCALE, mode="bicubic").clamp(-1, 1)[0]
+
+
+def learning_rate(config: MiniConfig, step: int) -> float:
+    """Returns the rate at a step: linear warm-up, then half a cosine to 2 % of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def patch(image: Tensor, size: int, top: int, left: int) -> Tensor:
+    return image[:, :, top : top + size, left : left + size]
+
+
+def training_loss(
+    config: MiniConfig, perceptual: LPIPS, result: Tensor, target: Tensor, timestep: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Returns the loss and its parts, means over the batch. result, target: (B, 3, H, W); timestep: (B,)."""
+    fraction = timestep.float() / 1000
+    mse = blurred_mse(result, target, timestep)
+    l1 = (result - target).abs().mean(dim=(1, 2, 3))
+    size, count = min(config.lpips_patch, config.crop), min(config.lpips_samples, len(result))
+    top, left = (int(v) for v in torch.randint(0, config.crop - size + 1, (2,)))
+    lpips = perceptual(patch(result[:count], size, top, left), patch(target[:count], size, top, left))
+    lpips_weight = config.lpips_weight * (config.lpips_floor + (1 - config.lpips_floor) * fraction[:count])
+    loss = (config.mse_weight * mse + config.l1_weight * (1 - fraction) * l1).mean()
+    loss = loss + (lpips_weight * lpips).mean()
+    parts = {"mse": mse.mean().item(), "l1": l1.mean().item(), "lpips": lpips.mean().item()}
+    return loss, parts
+
+
+@torch.no_grad()
+def update_average(average: MiniStudent, student: MiniStudent, decay: float) -> None:
+    """Moves the averaged weights towards the student's."""
+    for a, b in zip(average.parameters(), student.parameters(), strict=True):
+        a.lerp_(b, 1 - decay)
+
+
+def save_checkpoint(path: Path, state: dict[str, object]) -> None:
+    """Writes a checkpoint whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def train(config: MiniConfig, crops_path: Path, output: Path, save_every: int, log_every: int) -> None:
+    """Runs the loop from the last checkpoint in `output`, or from the start, to `config.steps`."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    crops = np.load(crops_path, mmap_mode="r")[: -config.validation_crops]
+    torch.manual_seed(config.seed)
+    student, average = MiniStudent(), MiniStudent()
+    average.load_state_dict(student.state_dict())
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    perceptual = LPIPS(net="vgg")
+    step, checkpoint = 0, output / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        step = state["step"]
+        student.load_state_dict(state["student"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        print(f"resumed at step {step}", flush=True)
+    data = DegradedCrops(crops, config, step * config.batch)
+    batches = iter(DataLoader(data, batch_size=config.batch, num_workers=1, prefetch_factor=4))
+    started, first = time.time(), step
+    while step < config.steps:
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        lq, hq = next(batches)
+        timestep = torch.randint(MIN_TIMESTEP, MAX_TIMESTEP + 1, (len(lq),))
+        down = student.encoder.downscale
+        noise = torch.randn(len(lq), 4, config.crop // down, config.crop // down)
+        result = student(lq, timestep, noise)
+        loss, parts = training_loss(config, perceptual, result, hq, timestep)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        step += 1
+        update_average(average, student, min(config.ema_decay, (1 + step) / (10 + step)))
+        if step % log_every == 0:
+            record = {"step": step, "loss": loss.item(), "norm": norm.item(), **parts}
+            record["seconds_per_step"] = (time.time() - started) / (step - first)
+            with (output / "log.jsonl").open("a") as log:
+                log.write(json.dumps(record) + "\n")
+            print({k: round(v, 4) for k, v in record.items()}, flush=True)
+        if step % save_every == 0 or step == config.steps:
+            save_checkpoint(
+                checkpoint,
+                {
+                    "step": step,
+                    "config": asdict(config),
+                    "student": student.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--crops", type=Path, required=True, help="the .npy file that scripts/fetch_photos.py wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--log-every", type=int, default=20)
+    defaults = MiniConfig()
+    for name, value in asdict(defaults).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    arguments = vars(parser.parse_args())
+    paths = {k: arguments.pop(k) for k in ("crops", "output", "save_every", "log_every")}
+    train(MiniConfig(**arguments), paths["crops"], paths["output"], paths["save_every"], paths["log_every"])
+
+
+if __name__ == "__main__":
+    main()
