@@ -20,12 +20,15 @@ WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: 
 class EncoderPatcher:
     """What travels in a TADSR_ENCODER socket: the network, its `patcher`, and how to call it."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        """state: a full TimeAwareEncoder state dict; raises WeightsError where it does not fit."""
+    def __init__(self, state: Mapping[str, Tensor], norm_groups: int) -> None:
+        """state: a full TimeAwareEncoder state dict; raises WeightsError where it does not fit.
+
+        norm_groups: groups of every normalisation, from the weights' metadata.
+        """
         self.device, offload_device = mm.vae_device(), mm.vae_offload_device()
         self.dtype = mm.vae_dtype(self.device, list(WORKING_DTYPES))
         self.model = TimeAwareEncoder(
-            EncoderConfig.from_state_dict(state),
+            EncoderConfig.from_state_dict(state, norm_groups),
             operations=comfy.ops.manual_cast,
             device=offload_device,
             dtype=self.dtype,

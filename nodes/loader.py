@@ -93,7 +93,9 @@ class TADSRModelLoader(io.ComfyNode):
     def execute(cls, weights: str, base: str) -> io.NodeOutput:
         file = _read_weights(folder_paths.get_full_path_or_raise(WEIGHTS_FOLDER, weights))
         networks = _load_base(file, weights, base)
-        encoder = EncoderPatcher(encoder_state_dict(file, networks.vae_state))
+        encoder = EncoderPatcher(
+            encoder_state_dict(file, networks.vae_state), file.metadata.vae_norm_groups
+        )
         student = make_student(networks.model, file, weights)
         prompt = None if file.prompt is None else default_conditioning(file.prompt)
         return io.NodeOutput(student, encoder, networks.vae, networks.clip, prompt)
@@ -114,7 +116,7 @@ def _load_base(file: TadsrWeights, weights_name: str, base_name: str) -> Base:
             raise WeightsError(
                 f"{weights_name} holds its own base; the base is {base_name}, accepted is {NO_BASE!r}"
             )
-        vae = build_vae(file.base_vae)
+        vae = build_vae(file.base_vae, file.metadata.vae_norm_groups)
         return Base(build_unet(file.base_unet, vae.downscale_ratio), None, vae, file.base_vae)
     if base_name == NO_BASE:
         raise WeightsError(

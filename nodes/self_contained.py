@@ -104,10 +104,11 @@ def _describe_own_latents(config: StudentUNet, downscale: int) -> None:
     config.latent_format.taesd_decoder_name = None
 
 
-def build_vae(state: Mapping[str, Tensor]) -> comfy.sd.VAE:
+def build_vae(state: Mapping[str, Tensor], norm_groups: int) -> comfy.sd.VAE:
     """Returns the VAE for tensors `encoder.*`, `decoder.*`, `quant_conv.*`, `post_quant_conv.*` of any width.
 
     Attention in the middle of encoder and decoder may be absent. Raises WeightsError if tensors are missing.
+    norm_groups: groups of every normalisation; ComfyUI builds all VAEs with 32.
     """
     encoder, decoder = _half_config(state, "encoder", "down"), _half_config(state, "decoder", "up")
     if not any(key.startswith(f"decoder.{ATTENTION}") for key in state):
@@ -120,6 +121,9 @@ def build_vae(state: Mapping[str, Tensor]) -> comfy.sd.VAE:
     }
     vae = comfy.sd.VAE(sd=dict(state), config={"params": params})
     check_keys("VAE", state, set(vae.first_stage_model.state_dict()))
+    for module in vae.first_stage_model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = norm_groups
     _set_size(vae, 2 ** (len(decoder["ch_mult"]) - 1), max(encoder["ch"], decoder["ch"]))
     return vae
 

@@ -74,6 +74,7 @@ class Metadata:
     prompt: str = ""  # text of the default prompt, if it was a text
     source_sha256: str = ""  # of the file that this one was converted from
     license: str = ""
+    vae_norm_groups: int = 32  # groups of every normalisation in the VAE; 32: SD's
     extra: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

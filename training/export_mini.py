@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from tadsr.weights import Metadata, TadsrWeights, save
-from training.mini import MiniStudent
+from training.mini import VAE_NORM_GROUPS, MiniStudent
 
 NAME, LICENSE = "tadsr-mini", "Apache-2.0"
 TIME_PARTS = ("encoder.time_embedding.", ".time_emb_proj.")
@@ -43,6 +43,7 @@ def weights_from_student(student: MiniStudent, source_sha256: str, steps: int, d
             prompt="(learned)",
             source_sha256=source_sha256,
             license=LICENSE,
+            vae_norm_groups=VAE_NORM_GROUPS,
             extra={"steps": str(steps), "training": "reconstruction: blurred MSE, L1, LPIPS"},
         ),
     )
