@@ -6,7 +6,7 @@ A module's adapter is three tensors: `<module>.lora_down.weight` (rank, in, ...)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,7 @@ def adapters(lora: Mapping[str, Tensor]) -> dict[str, Adapter]:
     """Returns each module's adapter; raises WeightsError if a tensor is missing, left over or misshapen."""
     modules = [key.removesuffix(DOWN) for key in lora if key.endswith(DOWN)]
     expected = {module + part for module in modules for part in (DOWN, UP, ALPHA)}
-    check_keys("LoRA", lora.keys(), expected)
+    check_keys("LoRA", lora, expected)
     found = {module: Adapter(lora[module + DOWN], lora[module + UP], lora[module + ALPHA].item()) for module in modules}
     for module, adapter in found.items():
         if adapter.up.shape[1:].numel() != adapter.rank:
@@ -59,9 +59,10 @@ def adapters(lora: Mapping[str, Tensor]) -> dict[str, Adapter]:
     return found
 
 
-def check_keys(what: str, seen: set[str] | Mapping[str, object], expected: set[str]) -> None:
+def check_keys(what: str, seen: Iterable[str], expected: set[str]) -> None:
     """Raises WeightsError, with counts and the first few keys, unless `seen` and `expected` agree."""
-    missing, unexpected = sorted(expected - set(seen)), sorted(set(seen) - expected)
+    found = set(seen)
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
     if missing or unexpected:
         parts = [
             f"{len(keys)} {kind} ({', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''})"

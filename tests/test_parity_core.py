@@ -143,8 +143,8 @@ def test_base_model_alone(
     assert_close(posterior.logvar, expected[f"{size}.vae_logvar"], "VAE logvar")
     base = {key.removeprefix("diffusion_model."): t for key, t in weights.base_unet.items()}
     network = diffusers_unet(diffusers, shared_reference, base)
+    z = recorded["t500.mode.z"]  # the input that was recorded for all three timesteps
     for timestep in (1, 500, 999):
-        z = recorded[f"t{timestep}.mode.z"]
         prediction = network(z, torch.tensor([timestep]), recorded["prompt_embeds"], return_dict=False)[0]
         assert_close(prediction, expected[f"{size}.t{timestep}.unet_base"], f"base prediction at {timestep}")
 

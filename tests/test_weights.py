@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.lora import merge
 from tadsr.weights import (
+    SECTIONS,
     TadsrWeights,
     WeightsError,
     check_against_base,
@@ -40,12 +41,15 @@ def saved(tmp_path: Path) -> Path:
 
 def assert_equal(a: TadsrWeights, b: TadsrWeights) -> None:
     assert a.metadata == b.metadata
-    for name in (field.name for field in fields(TadsrWeights) if field.name != "metadata"):
-        ours, theirs = ({"prompt": w.prompt} if name == "prompt" else getattr(w, name) for w in (a, b))
-        assert ours.keys() == theirs.keys(), name
-        for key, tensor in ours.items():
-            same = tensor is None and theirs[key] is None or torch.equal(tensor, theirs[key])
-            assert same and (tensor is None or tensor.dtype == theirs[key].dtype), f"{name}.{key}"
+    ours, theirs = all_tensors(a), all_tensors(b)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert tensor.dtype == theirs[key].dtype and torch.equal(tensor, theirs[key]), key
+
+
+def all_tensors(weights: TadsrWeights) -> dict[tuple[str, str], torch.Tensor]:
+    tensors = {(name, key): t for name in SECTIONS for key, t in getattr(weights, name).items()}
+    return tensors if weights.prompt is None else tensors | {("prompt", ""): weights.prompt}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
