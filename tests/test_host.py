@@ -99,21 +99,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_environment_is_built_once_and_a_half_built_one_again(tmp_path: Path, own_cache: Path) -> None:
+def test_half_built_environment_is_built_again_and_a_complete_one_left_alone(tmp_path: Path, own_cache: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("# nothing\n")
     spec = EnvironmentSpec((requirements,), pins=())
-    assert not spec.is_complete()
+    witness = spec.directory / "witness"
+    witness.parent.mkdir(parents=True)
+    witness.touch()
     python = environment.ensure_environment(spec)
+    assert spec.is_complete() and not witness.exists(), "the half-built environment was kept"
     prefix = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True).stdout
     assert Path(prefix.strip()).resolve() == spec.directory.resolve()
-    left_alone = spec.directory / "left-alone"
-    left_alone.touch()
+    witness.touch()
     environment.ensure_environment(spec)
-    assert left_alone.exists(), "a complete environment was built again"
-    (spec.directory / environment.MARKER).unlink()
-    environment.ensure_environment(spec)
-    assert spec.is_complete() and not left_alone.exists(), "a half-built environment was kept"
+    assert witness.exists(), "a complete environment was built again"
 
 
 def test_environments_are_kept_apart_by_their_requirements(tmp_path: Path, own_cache: Path) -> None:
