@@ -56,7 +56,7 @@ def load_photographs(folder: Path | None = None) -> list[np.ndarray]:
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {COUNT} test photographs are not in {folder} (first: {missing[0]}); "
-            "fetch them with: python scripts/fetch_photos.py"
+            "fetch them with: python scripts/fetch_photos.py --test"
         )
     return [_centre(np.asarray(Image.open(path).convert("RGB")), path) for path in paths]
 
