@@ -44,8 +44,16 @@ def browser_path() -> Path:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="module")
+def picture(comfy_server: ComfyServer, photo: Path) -> str:
+    """The name of a small picture in ComfyUI's input folder, there before the page asks what is in it."""
+    content = io.BytesIO()
+    Image.open(photo).crop((0, 0, 64, 48)).save(content, "PNG")
+    return comfy_server.upload(content.getvalue(), "on-the-page.png")
+
+
 @pytest.fixture
-def page(browser_path: Path, comfy_server: ComfyServer) -> Iterator[Page]:
+def page(browser_path: Path, comfy_server: ComfyServer, picture: str) -> Iterator[Page]:
     """ComfyUI's page with the shipped template opened by its address, as quickstart.py prints it."""
     settings = comfy_server.base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
@@ -98,12 +106,10 @@ def test_template_means_what_the_api_workflow_says(page: Page, repository: Path)
 
 
 def test_run_button_makes_the_picture_and_shows_it(
-    page: Page, comfy_server: ComfyServer, repository: Path, photo: Path
+    page: Page, comfy_server: ComfyServer, repository: Path, picture: str
 ) -> None:
     wait_for_template(page, shipped(repository))
-    content = io.BytesIO()
-    Image.open(photo).crop((0, 0, 64, 48)).save(content, "PNG")
-    choose_picture(page, comfy_server.upload(content.getvalue(), "on-the-page.png"))
+    choose_picture(page, picture)
     page.evaluate(
         """() => { window.ended = [];
         for (const kind of ['execution_success', 'execution_error'])
@@ -116,6 +122,7 @@ def test_run_button_makes_the_picture_and_shows_it(
     (image,) = page.evaluate("app.nodeOutputs['4'].images")
     assert Image.open(io.BytesIO(comfy_server.view(image))).size == (128, 96)
     page.wait_for_function("(app.graph.getNodeById(4).imgs || []).some(img => img.naturalWidth === 128)")
+    assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
     page.screenshot(path=str(cache_directory() / "page.png"))
 
 
