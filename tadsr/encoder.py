@@ -176,9 +176,7 @@ class TimeAwareTrunk(nn.Module):
     def __init__(self, config: EncoderConfig, operations: Any, **factory: Any) -> None:
         super().__init__()
         channels = config.channels
-        self.time_embedding = TimeEmbedding(
-            config.time_features, TIME_EMBEDDING_WIDTH, operations, **factory
-        )
+        self.time_embedding = TimeEmbedding(config.time_features, TIME_EMBEDDING_WIDTH, operations, **factory)
         self.conv_in = operations.Conv2d(config.in_channels, channels[0], 3, padding=1, **factory)
         self.down = nn.ModuleList(
             Level(a, b, config, i == len(channels) - 1, operations, **factory)

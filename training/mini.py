@@ -28,9 +28,7 @@ class MiniStudent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = TimeAwareEncoder(
-            EncoderConfig(
-                channels=VAE_CHANNELS, layers_per_level=1, mid_attention=False, norm_groups=VAE_NORM_GROUPS
-            )
+            EncoderConfig(channels=VAE_CHANNELS, layers_per_level=1, mid_attention=False, norm_groups=VAE_NORM_GROUPS)
         )
         self.unet = UNet2DConditionModel(
             in_channels=4,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tadsr.geometry import enlarge
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
 from training.degradation import FULL, LIGHT, degrade
 from training.losses import blurred_mse
@@ -75,13 +76,13 @@ def make_pair(crops: np.ndarray, config: MiniConfig, index: int) -> tuple[Tensor
         hq = hq[:, ::-1]
     hq = np.ascontiguousarray(hq, dtype=np.float32) / 255
     lq = degrade(hq, rng, LIGHT if rng.random() < config.light_share else FULL)
-    return enlarge(lq), torch.from_numpy(hq).permute(2, 0, 1) * 2 - 1
+    return enlarge_lq(lq), torch.from_numpy(hq).permute(2, 0, 1) * 2 - 1
 
 
-def enlarge(lq: np.ndarray) -> Tensor:
-    """Returns an image of uint8 (h, w, 3) enlarged by bicubic interpolation, (3, 4 h, 4 w) in [-1, 1]."""
-    image = torch.from_numpy(np.ascontiguousarray(lq)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return torch.nn.functional.interpolate(image, scale_factor=SCALE, mode="bicubic").clamp(-1, 1)[0]
+def enlarge_lq(lq: np.ndarray) -> Tensor:
+    """Returns an image of uint8 (h, w, 3) enlarged as the nodes do it, (3, 4 h, 4 w) in [-1, 1]."""
+    image = torch.from_numpy(np.ascontiguousarray(lq)).permute(2, 0, 1)[None].float() / 255
+    return enlarge(image, (SCALE * lq.shape[0], SCALE * lq.shape[1]))[0] * 2 - 1
 
 
 def learning_rate(config: MiniConfig, step: int) -> float:
