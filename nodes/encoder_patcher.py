@@ -39,9 +39,7 @@ class EncoderPatcher:
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.model, load_device=self.device, offload_device=offload_device
         )
-        missing, unexpected = self.model.load_state_dict(
-            state, strict=False, assign=self.patcher.is_dynamic()
-        )
+        missing, unexpected = self.model.load_state_dict(state, strict=False, assign=self.patcher.is_dynamic())
         if missing or unexpected:
             raise WeightsError(
                 f"the encoder's weights lack {len(missing)} tensors ({', '.join(missing[:3])}) and have "

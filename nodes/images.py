@@ -12,7 +12,7 @@ GREY, RGB, RGBA = 1, 3, 4
 
 
 def check_image(image: Tensor, name: str = "image") -> Tensor:
-    """Returns the batch unchanged; raises ValueError if it is empty or holds NaN or an odd number of channels.
+    """Returns the batch unchanged; raises ValueError if it is empty, has odd channels, or holds NaN or infinity.
 
     image: (B, H, W, C), C one of 1 (grey), 3 (RGB), 4 (RGB and alpha).
     """
@@ -22,9 +22,7 @@ def check_image(image: Tensor, name: str = "image") -> Tensor:
             "(batch, height, width, channels)"
         )
     if image.shape[-1] not in (GREY, RGB, RGBA):
-        raise ValueError(
-            f"{name} has {image.shape[-1]} channels; accepted are 1 (grey), 3 (RGB) and 4 (RGB and alpha)"
-        )
+        raise ValueError(f"{name} has {image.shape[-1]} channels; accepted are 1 (grey), 3 (RGB) and 4 (RGB and alpha)")
     for index, picture in enumerate(image):
         finite = picture.isfinite()
         if not finite.all():

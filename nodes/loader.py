@@ -68,9 +68,7 @@ class TADSRModelLoader(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(
-                    tooltip="The student UNet, for One-Step SR, Upscale with TADSR or a core sampler."
-                ),
+                io.Model.Output(tooltip="The student UNet, for One-Step SR, Upscale with TADSR or a core sampler."),
                 Encoder.Output(display_name="ENCODER", tooltip="The Time-Aware Encoder."),
                 io.Vae.Output(tooltip="The VAE, for decoding."),
                 io.Clip.Output(tooltip="The text encoder; empty without a base checkpoint."),
@@ -93,9 +91,7 @@ class TADSRModelLoader(io.ComfyNode):
     def execute(cls, weights: str, base: str) -> io.NodeOutput:
         file = _read_weights(folder_paths.get_full_path_or_raise(WEIGHTS_FOLDER, weights))
         networks = _load_base(file, weights, base)
-        encoder = EncoderPatcher(
-            encoder_state_dict(file, networks.vae_state), file.metadata.vae_norm_groups
-        )
+        encoder = EncoderPatcher(encoder_state_dict(file, networks.vae_state), file.metadata.vae_norm_groups)
         student = make_student(networks.model, file, weights)
         prompt = None if file.prompt is None else default_conditioning(file.prompt)
         return io.NodeOutput(student, encoder, networks.vae, networks.clip, prompt)
@@ -113,15 +109,12 @@ def _load_base(file: TadsrWeights, weights_name: str, base_name: str) -> Base:
     """Returns the base from the weights file or from a checkpoint, whichever has it. Raises WeightsError."""
     if file.is_self_contained:
         if base_name != NO_BASE:
-            raise WeightsError(
-                f"{weights_name} holds its own base; the base is {base_name}, accepted is {NO_BASE!r}"
-            )
+            raise WeightsError(f"{weights_name} holds its own base; the base is {base_name}, accepted is {NO_BASE!r}")
         vae = build_vae(file.base_vae, file.metadata.vae_norm_groups)
         return Base(build_unet(file.base_unet, vae.downscale_ratio), None, vae, file.base_vae)
     if base_name == NO_BASE:
         raise WeightsError(
-            f"{weights_name} holds no base model; choose as base a checkpoint in models/checkpoints: "
-            f"{WANTED_BASE}"
+            f"{weights_name} holds no base model; choose as base a checkpoint in models/checkpoints: {WANTED_BASE}"
         )
     return _load_checkpoint(folder_paths.get_full_path_or_raise(CHECKPOINTS, base_name))
 
@@ -133,9 +126,7 @@ def _load_checkpoint(path: str) -> Base:
     )
     tensors = comfy.utils.load_torch_file(path)
     vae_state = {
-        key.removeprefix(BASE_VAE_PREFIX): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(BASE_VAE_PREFIX)
+        key.removeprefix(BASE_VAE_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(BASE_VAE_PREFIX)
     }
     if loaded is None or loaded[0] is None or not vae_state:
         lacks = "VAE" if loaded is not None and loaded[0] is not None else "UNet of a kind that ComfyUI knows"

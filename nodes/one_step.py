@@ -32,9 +32,7 @@ class TADSROneStep(io.ComfyNode):
             "the VAE, then use Match Colour and Size.",
             search_aliases=["tadsr sampler", "one step super resolution"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The MODEL of Load TADSR Model; LoRA and other patches work on it."
-                ),
+                io.Model.Input("model", tooltip="The MODEL of Load TADSR Model; LoRA and other patches work on it."),
                 io.Latent.Input("latent", tooltip="From Time-Aware Encode."),
                 io.Conditioning.Input(
                     "conditioning",

@@ -28,9 +28,7 @@ class ResidualPrediction(comfy.model_sampling.EPS):
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
         return model_input - model_output
 
-    def noise_scaling(
-        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
-    ) -> Tensor:
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
         # TADSR adds no noise: a core sampler's seed makes no difference.
         return latent_image * (comfy.model_sampling.reshape_sigma(sigma, noise.ndim) ** 2 + 1.0) ** 0.5
 

@@ -1,4 +1,4 @@
-"""Random self-contained weights of the bundled model's architecture: every part matters, no picture is good."""
+"""Random self-contained weights of the bundled model's architecture, in which every part matters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ def weights_of(student: MiniStudent, with_prompt: bool) -> TadsrWeights:
         encoder_lora={},
         encoder_time=time,
         prompt=student.prompt.detach().clone() if with_prompt else None,
-        base={BASE_UNET_PREFIX + k: t for k, t in unet.items()}
-        | {BASE_VAE_PREFIX + k: t for k, t in vae.items()},
+        base={BASE_UNET_PREFIX + k: t for k, t in unet.items()} | {BASE_VAE_PREFIX + k: t for k, t in vae.items()},
         metadata=Metadata(name="random"),
     )

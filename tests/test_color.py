@@ -49,9 +49,7 @@ def test_adain_treats_each_image_alone() -> None:
 def test_wavelet_removes_a_colour_cast_and_keeps_detail() -> None:
     result, reference = _pictures()
     cast = torch.tensor([0.2, -0.1, 0.05]).view(1, 3, 1, 1)
-    assert torch.allclose(
-        match_wavelet(result + cast, reference), match_wavelet(result, reference), atol=1e-5
-    )
+    assert torch.allclose(match_wavelet(result + cast, reference), match_wavelet(result, reference), atol=1e-5)
     matched = match_wavelet(result, reference)
     assert torch.allclose(matched - wavelet_low(reference), result - wavelet_low(result), atol=1e-6)
 
