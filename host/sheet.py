@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageStat
 
 PANEL_SIDE = 720  # the longer side of a picture on the sheet, in pixels
 NARROWEST_COLUMN = 420  # room for the labels above a tall picture
-DETAIL_SHARE = 0.25  # a detail is this share of the picture's shorter side
+DETAIL_SHARE = 0.3  # a detail is this share of the picture's shorter side
 MARGIN, LABEL_HEIGHT, FONT_SIZE = 12, 34, 20
 BACKGROUND, INK, FRAME = (24, 24, 26), (240, 240, 240), (255, 196, 0)
 _SEARCH_STEPS = 12  # places tried along each side when looking for the richest detail
@@ -19,10 +19,10 @@ Box = tuple[int, int, int, int]
 def before_after_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Returns one column for each (label, picture): the whole picture above, its richest detail below.
 
-    The pictures have the same size; the first is shown as the input, and the last one's detail is chosen.
+    The pictures have the same size; the detail is the richest one of the first, which is the input.
     """
-    size = pictures[-1][1].size
-    box = richest_detail(pictures[-1][1])
+    size = pictures[0][1].size
+    box = richest_detail(pictures[0][1])
     scale = PANEL_SIDE / max(size)
     panel = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     detail_side = max(panel[0], NARROWEST_COLUMN)
