@@ -1,44 +1,104 @@
-"""Random self-contained weights of the bundled model's architecture, in which every part matters."""
+"""Random weights in which every part matters: self-contained ones, and adapters with a checkpoint for them."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from host import torch_import_shim
+from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
+from tadsr.lora import Adapter
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, Metadata, TadsrWeights
 
 torch_import_shim.install()  # diffusers imports torchvision
+from diffusers import UNet2DConditionModel  # noqa: E402
+from diffusers.models.autoencoders.vae import Decoder  # noqa: E402
+
+from training.export_mini import weights_from_student  # noqa: E402
 from training.mini import MiniStudent  # noqa: E402
 
+SD_CONTEXT_WIDTH = 1024
+ADAPTED = ("input_blocks.0.0", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", "middle_block.0.out_layers.3")
+ADAPTED_ENCODER = ("encoder.conv_in", "encoder.mid.attn_1.q", "quant_conv")
+RANK, ALPHA = 4, 8.0
+PARTS = ("weight", "bias")
 
-def random_weights(seed: int = 0, *, with_prompt: bool = True) -> TadsrWeights:
-    """Returns self-contained weights; equal seeds give equal weights."""
+
+def random_student(seed: int = 0) -> MiniStudent:
+    """Returns the bundled model's networks with noise in every convolution that training starts at zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        student = MiniStudent()
-        torch.nn.init.normal_(student.unet.conv_out.weight, std=0.05)  # it starts at zero: no prediction
-        for name, parameter in student.encoder.named_parameters():
-            if "time_emb_proj" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    return weights_of(student, with_prompt)
+        student = MiniStudent().eval()
+        for name, parameter in student.named_parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                nn.init.normal_(parameter, std=0.5 / parameter[0].numel() ** 0.5)
+            elif "time_emb_proj" in name:
+                nn.init.normal_(parameter, std=0.1)
+    return student
 
 
-@torch.no_grad()
-def weights_of(student: MiniStudent, with_prompt: bool) -> TadsrWeights:
-    """Returns the student's networks in the layout of a weights file."""
-    encoder = student.encoder.state_dict()
-    time = {key: tensor for key, tensor in encoder.items() if "time_emb" in key}
-    decoder = {f"decoder.{key}": tensor for key, tensor in student.decoder.state_dict().items()}
-    post = {f"post_quant_conv.{key}": tensor for key, tensor in student.post_quant_conv.state_dict().items()}
-    vae = {**{k: t for k, t in encoder.items() if k not in time}, **diffusers_vae_to_ldm({**decoder, **post})}
-    unet = diffusers_unet_to_ldm(student.unet.state_dict())
+def self_contained(seed: int = 0) -> TadsrWeights:
+    """Returns the random student as a weights file's content; equal seeds give equal weights."""
+    return weights_from_student(random_student(seed), source_sha256="", steps=0, dtype=torch.float32)
+
+
+def sd_checkpoint() -> dict[str, Tensor]:
+    """Returns a checkpoint that ComfyUI takes for Stable Diffusion 2.1: its widths, one level of one block.
+
+    No text encoder. The VAE's encoder has SD's size, as ComfyUI expects; its decoder is narrow.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        unet = UNet2DConditionModel(
+            block_out_channels=(320,),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            attention_head_dim=(5,),
+            cross_attention_dim=SD_CONTEXT_WIDTH,
+            use_linear_projection=True,
+        )
+        encoder = TimeAwareEncoder(EncoderConfig())
+        decoder = Decoder(
+            in_channels=4,
+            out_channels=3,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 64, 128, 128),
+            layers_per_block=2,
+        )
+        post = nn.Conv2d(4, 4, 1)
+    vae = {key: tensor for key, tensor in encoder.state_dict().items() if "time_emb" not in key}
+    vae |= diffusers_vae_to_ldm({f"decoder.{key}": tensor for key, tensor in decoder.state_dict().items()})
+    vae |= {f"post_quant_conv.{key}": tensor for key, tensor in post.state_dict().items()}
+    state = {BASE_UNET_PREFIX + key: tensor for key, tensor in diffusers_unet_to_ldm(unet.state_dict()).items()}
+    return state | {BASE_VAE_PREFIX + key: tensor for key, tensor in vae.items()}
+
+
+def adapters_for(checkpoint: dict[str, Tensor], context_width: int = SD_CONTEXT_WIDTH) -> TadsrWeights:
+    """Returns TADSR weights without a base, made for the checkpoint."""
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(*shape: int) -> Tensor:
+        return 0.05 * torch.randn(shape, generator=generator)
+
+    def adapt(module: str, weight: Tensor) -> dict[str, Tensor]:
+        up = (len(weight), RANK, 1, 1) if weight.ndim == 4 else (len(weight), RANK)
+        return Adapter(noise(RANK, *weight.shape[1:]), noise(*up), ALPHA).tensors(module)
+
+    unet_lora, encoder_lora = {}, {}
+    for module in ADAPTED:
+        unet_lora |= adapt(f"diffusion_model.{module}", checkpoint[f"{BASE_UNET_PREFIX}{module}.weight"])
+    for module in ADAPTED_ENCODER:
+        encoder_lora |= adapt(module, checkpoint[f"{BASE_VAE_PREFIX}{module}.weight"])
+    conv_in = {f"input_blocks.0.0.{part}": checkpoint[f"{BASE_UNET_PREFIX}input_blocks.0.0.{part}"] for part in PARTS}
+    encoder = TimeAwareEncoder(EncoderConfig()).state_dict()
     return TadsrWeights(
-        unet_lora={},
-        unet_full={},
-        encoder_lora={},
-        encoder_time=time,
-        prompt=student.prompt.detach().clone() if with_prompt else None,
-        base={BASE_UNET_PREFIX + k: t for k, t in unet.items()} | {BASE_VAE_PREFIX + k: t for k, t in vae.items()},
-        metadata=Metadata(name="random"),
+        unet_lora=unet_lora,
+        unet_full={f"diffusion_model.{key}": noise(*tensor.shape) for key, tensor in conv_in.items()},
+        encoder_lora=encoder_lora,
+        encoder_time={key: noise(*tensor.shape) for key, tensor in encoder.items() if "time_emb" in key},
+        prompt=noise(1, 8, context_width),
+        base={},
+        metadata=Metadata(name="random adapters", rank=RANK, alpha=ALPHA),
     )
