@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ OLDEST_PYTHON = (3, 10)  # ComfyUI 0.30 and the packages it pins
 TORCH_PINS = ("torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")
 NEEDED_DISK_BYTES = 4 * 1024**3  # measured: 2.4 GB with a CPU torch, and the packages' archives beside it
 MARKER = "tadsr-complete.json"
+SHIM_MODULE = "tadsr_torch_import_shim"
 _DEBIAN_ADVICE = "On Debian and Ubuntu this Python needs its venv package first: sudo apt-get install python3-venv"
 _INSTALL_ADVICE = (
     "Check the internet connection and the free disk space, then run the same command again. If a package has "
@@ -80,11 +82,11 @@ def ensure_environment(spec: EnvironmentSpec) -> Path:
     """
     require_python()
     directory = spec.directory
-    if spec.is_complete():
-        return spec.python
-    with exclusive(directory):
-        if not spec.is_complete():  # another process may have built it while this one waited
-            _build(spec, directory)
+    if not spec.is_complete():
+        with exclusive(directory):
+            if not spec.is_complete():  # another process may have built it while this one waited
+                _build(spec, directory)
+    _install_shim(directory)
     return spec.python
 
 
@@ -101,6 +103,24 @@ def _build(spec: EnvironmentSpec, directory: Path) -> None:
     )
     contents = {"pins": spec.pins, "requirements": [file.name for file in spec.requirement_files]}
     (directory / MARKER).write_text(json.dumps(contents, indent=1), encoding="utf-8")
+
+
+def _install_shim(directory: Path) -> None:
+    """Makes every Python of the environment run the import shim; also brings an older copy up to date."""
+    source = Path(__file__).with_name("torch_import_shim.py").read_text(encoding="utf-8")
+    start = f"import {SHIM_MODULE}; {SHIM_MODULE}.install()\n"
+    for name, content in ((f"{SHIM_MODULE}.py", source), (f"{SHIM_MODULE}.pth", start)):
+        file = _site_packages(directory) / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != content:
+            new = file.with_suffix(f".{os.getpid()}.new")
+            new.write_text(content, encoding="utf-8")
+            new.replace(file)
+
+
+def _site_packages(directory: Path) -> Path:
+    if sys.platform == "win32":
+        return directory / "Lib" / "site-packages"
+    return directory / "lib" / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
 
 
 def _require_disk(directory: Path) -> None:

@@ -52,9 +52,9 @@ def prepare_comfyui(existing: Path | None = None) -> Runtime:
     else:
         comfyui = fetch_comfyui()
     for_tests = environment_of_tests(comfyui)
-    if for_tests.is_complete():  # it holds all that ComfyUI needs: no second one of several GB
-        return Runtime(comfyui, for_tests.python)
-    return Runtime(comfyui, ensure_environment(EnvironmentSpec((comfyui / "requirements.txt",))))
+    # That of the tests holds all that ComfyUI needs: no second one of several GB where it is there.
+    spec = for_tests if for_tests.is_complete() else EnvironmentSpec((comfyui / "requirements.txt",))
+    return Runtime(comfyui, ensure_environment(spec))
 
 
 def chosen_comfyui() -> Path | None:

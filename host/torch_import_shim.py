@@ -5,7 +5,9 @@ cannot be loaded, and both packages then fail at import, although nearly everyth
 `install` mends just that, and only where torch is a CPU build: torchvision finds the two operator schemas that
 it registers unguarded, and torchaudio treats an extension that cannot be loaded as absent, which it supports.
 
-torch is not imported here, because ComfyUI sets variables that torch reads first.
+`environment` puts a copy of this file into the environments that it builds, where every Python runs it at start;
+`launcher` runs it for ComfyUI in any environment. torch is not imported here, because ComfyUI sets variables that
+torch reads first.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ _libraries: list[object] = []  # torch drops an operator's schema when its Libra
 
 
 def install() -> None:
-    """Puts the import hook in place; calling it again changes nothing."""
-    if not any(isinstance(finder, _HookFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _HookFinder())
+    """Puts the import hook in place; calling it again, from another copy of this file too, changes nothing."""
+    if not any(type(finder).__name__ == _TorchImportHook.__name__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TorchImportHook())
 
 
 def _torch_is_cpu_build() -> bool:
@@ -93,7 +95,7 @@ class _HookLoader(importlib.abc.Loader):
         return getattr(self.loader, name)
 
 
-class _HookFinder(importlib.abc.MetaPathFinder):
+class _TorchImportHook(importlib.abc.MetaPathFinder):
     """Wraps the loaders of the two modules to repair."""
 
     def find_spec(

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from host import torch_import_shim
 from host.server import PACK_NAME, link_pack
 
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
@@ -80,7 +79,7 @@ class InProcessComfy:
         executor = execution.PromptExecutor(recorder, cache_type=execution.CacheType.NONE, cache_args=dict(NO_CACHE))
         executor.execute(prompt, prompt_id, {}, valid[2])
         if not executor.success:
-            errors = [data for event, data in recorder.events if event == "execution_error"]
+            errors = [data for event, data in executor.status_messages if event == "execution_error"]
             raise PromptError(errors[0]["exception_message"] if errors else str(recorder.events))
         return executor.history_result["outputs"]
 
@@ -92,7 +91,6 @@ def load(comfyui: Path, base: Path) -> InProcessComfy:
     """
     for folder in FOLDERS:
         (base / folder).mkdir(parents=True, exist_ok=True)
-    torch_import_shim.install()
     # First on the path: ComfyUI's top-level module `nodes` must win over this repository's folder.
     sys.path.insert(0, str(comfyui))
     _set_arguments(base)

@@ -10,8 +10,11 @@ import pytest
 
 import comfy_in_process
 from comfy_in_process import InProcessComfy
+from host import torch_import_shim
 from host.comfyui import DEFAULT_VERSION, existing_comfyui, fetch_comfyui
 from host.server import PACK, PACK_NAME, ComfyServer
+
+torch_import_shim.install()  # before any test imports torchvision, which diffusers does too
 
 VERSION_VARIABLE = "TADSR_TEST_COMFYUI"  # another version that host.comfyui knows, or a ComfyUI folder
 SHARED_REFERENCE = PACK.parent / "shared" / "reference"

@@ -108,8 +108,10 @@ def test_half_built_environment_is_built_again_and_a_complete_one_left_alone(tmp
     witness.touch()
     python = environment.ensure_environment(spec)
     assert spec.is_complete() and not witness.exists(), "the half-built environment was kept"
-    prefix = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True).stdout
-    assert Path(prefix.strip()).resolve() == spec.directory.resolve()
+    code = "import sys; print(sys.prefix); print([type(finder).__name__ for finder in sys.meta_path])"
+    prefix, finders = subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert Path(prefix).resolve() == spec.directory.resolve()
+    assert finders.count("_TorchImportHook") == 1, "Python does not run the import shim in this environment"
     witness.touch()
     environment.ensure_environment(spec)
     assert witness.exists(), "a complete environment was built again"
