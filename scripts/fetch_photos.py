@@ -238,13 +238,14 @@ def remove_others(hq: Path, names: set[str]) -> None:
 
 
 def write_crops(folder: Path, records: list[PictureRecord]) -> None:
-    """Writes ``crops_256.npy`` and ``crops_256.json``; validation crops come last, from pictures of their own."""
+    """Writes ``crops_256.npy`` and ``crops_256.json``; validation crops come last, from pictures of their own.
+
+    The pictures with the lowest SHA-256 are held out, so that a changed table hardly changes which.
+    """
     random = np.random.default_rng(SEED)
-    order = random.permutation(len(records))
     validation: list[tuple[np.ndarray, str]] = []
     training: list[tuple[np.ndarray, str]] = []
-    for index in order:
-        record = records[index]
+    for record in sorted(records, key=lambda record: record.sha256):
         wanted = VALIDATION_CROPS - len(validation)
         image = open_rgb(folder / "hq" / record.file)
         limit = min(wanted, VALIDATION_CROPS_PER_PICTURE) if wanted else CROPS_PER_PICTURE

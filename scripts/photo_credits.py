@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,8 +40,13 @@ def debian_credit(text: str, name: str) -> Credit | None:
         fields = debian_fields(paragraph)
         patterns = [Path(pattern).name for pattern in fields.get("files", "").split()]
         if "license" in fields and any(pattern != "*" and fnmatch(name, pattern) for pattern in patterns):
-            found = Credit(fields["license"].splitlines()[0], " ".join(fields.get("copyright", "").split()))
+            found = Credit(fields["license"].splitlines()[0], author_names(fields.get("copyright", "")))
     return found
+
+
+def author_names(holders: str) -> str:
+    """Returns years and names of copyright holders, one a line, on one line and without mail addresses."""
+    return "; ".join(re.sub(r"<[^>]*>\S*", "", line).strip() for line in holders.splitlines())
 
 
 def debian_fields(paragraph: str) -> dict[str, str]:

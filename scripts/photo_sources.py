@@ -39,7 +39,7 @@ TEST_SOURCE = PhotoSource(
     "lossy-image",
     "0.1.0",
     "test",
-    "Kodak lossless true color image suite (free for unrestricted use)",
+    "none stated by the package; pictures of the Kodak lossless true color image suite",
     ("*/reference_images/I[0-2][0-9].BMP",),
 )
 """The 24 Kodak pictures, lossless, 512x384; ``i25`` of the same folder is synthetic and not matched."""

@@ -27,7 +27,7 @@ License: GPL-3+
 
 Files: backgrounds/lake.jpg
  backgrounds/hill_*.jpg
-Copyright: 2018, Ann Other
+Copyright: 2018, Ann Other <ann@example.org>
            2019, Someone Else
 License: CC-BY-4.0
  Long text of the licence.
@@ -215,7 +215,7 @@ def test_the_debian_version_is_the_one_apt_had(tmp_path: Path) -> None:
 
 
 def test_debian_copyright_paragraphs_name_the_author() -> None:
-    expected = Credit("CC-BY-4.0", "2018, Ann Other 2019, Someone Else")
+    expected = Credit("CC-BY-4.0", "2018, Ann Other; 2019, Someone Else")
     assert debian_credit(COPYRIGHT, "lake.jpg") == expected
     assert debian_credit(COPYRIGHT, "hill_2.jpg") == expected
     assert debian_credit(COPYRIGHT, "sea.jpg") is None
