@@ -10,15 +10,19 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tadsr.encoder import EncoderConfig, TimeAwareEncoder, sample
-from tadsr.schedule import LATENT_SCALE, x0_from_residual
+from tadsr.encoder import EncoderConfig, TimeAwareBlock, TimeAwareEncoder, sample
+from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar, x0_from_residual
 
 VAE_CHANNELS = (32, 32, 64)  # 32 is the least that ComfyUI's VAE can be built with
 VAE_NORM_GROUPS = 4  # with SD's 32, every channel would be normalised alone and lose its mean: no colours
 UNET_CHANNELS = (64, 96, 192)
 CONTEXT_TOKENS, CONTEXT_WIDTH = 8, 64  # the learned default prompt
 HEAD_CHANNELS = 64  # as in SD 2.1
+MARKERS = 4  # channels of each group that set the latent's size at the start, of 16
+INITIAL_SPREAD = 0.2  # of the other channels, at the start; measured on the training crops
+RIDGE = 1.0  # keeps the fitted time layer's weights small
 INITIAL_LOGVAR = -6.0  # the latent's noise starts at 1 % of its spread
 
 
@@ -55,6 +59,7 @@ class MiniStudent(nn.Module):
         self.initialise_latent()
         start_linear(self.encoder)
         start_linear(self.decoder)
+        shrink_with_timestep(self.encoder)
 
     @torch.no_grad()
     def initialise_latent(self) -> None:
@@ -64,7 +69,7 @@ class MiniStudent(nn.Module):
         quant.weight[:4, :4, 0, 0] = torch.eye(4) / LATENT_SCALE
         quant.bias.zero_()
         quant.bias[4:] = INITIAL_LOGVAR
-        self.encoder.encoder.conv_out.weight.mul_(3)
+        self.encoder.encoder.conv_out.weight.mul_(3.5)
         self.post_quant_conv.weight[:, :, 0, 0] = torch.eye(4) * LATENT_SCALE
         self.post_quant_conv.bias.zero_()
         nn.init.zeros_(self.unet.conv_out.weight)
@@ -102,3 +107,51 @@ def start_linear(network: nn.Module) -> None:
         else:
             continue
         nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def shrink_with_timestep(encoder: TimeAwareEncoder) -> None:
+    """Makes latents start in proportion to sqrt(alpha_bar_t), so that z / sqrt(alpha_bar_t) has one size at all t.
+
+    Otherwise the UNet's residual starts too small by up to 15 times, and hardly learns. (In the paper too the
+    latent's spread falls as t grows, figure 3.) The last block adds +-M(t) to a few channels of each group that
+    carry nothing else; the normalisation after it then divides all others by about M(t) / 2.
+    """
+    config, block = encoder.config, encoder.encoder.mid.block_2
+    assert isinstance(block, TimeAwareBlock)
+    width = config.channels[-1]
+    in_group = torch.arange(width) % (width // config.norm_groups)
+    markers = in_group < MARKERS
+    share = MARKERS * config.norm_groups / width
+    timesteps = torch.arange(MIN_TIMESTEP, MAX_TIMESTEP + 1)
+    size = INITIAL_SPREAD * ((1 / alpha_bar(timesteps) - 1) / share + 1e-4).sqrt()
+    embedding = F.silu(encoder.encoder.time_embedding(timesteps, torch.float32))
+    design = torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1).double()
+    target = inverse_silu(size.double())[:, None]
+    ridge = RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
+    fit = torch.linalg.solve(design.T @ design + ridge, design.T @ target).float()
+    block.time_emb_proj.weight.zero_()
+    block.time_emb_proj.bias.zero_()
+    block.time_emb_proj.bias[:width][markers] = -1.0  # scale: removes the picture from these channels
+    block.time_emb_proj.weight[width:][markers] = fit[:-1, 0]
+    block.time_emb_proj.bias[width:][markers] = fit[-1, 0]
+    signs = torch.where(in_group % 2 == 0, 1.0, -1.0)
+    block.conv2.weight[markers, markers, 1, 1] = signs[markers]
+    keep_channels_empty(encoder, markers)
+
+
+def inverse_silu(value: Tensor) -> Tensor:
+    """Returns x with silu(x) = value, for value > 0, by Newton's method."""
+    x = value.clone()
+    for _ in range(50):
+        s = torch.sigmoid(x)
+        x = x - (x * s - value) / (s * (1 + x * (1 - s)))
+    return x
+
+
+def keep_channels_empty(encoder: TimeAwareEncoder, channels: Tensor) -> None:
+    """Cuts the picture out of these channels of the last level, and them out of the latent. channels: mask."""
+    last = encoder.encoder.down[-1].block[-1]
+    last.nin_shortcut.weight[channels] = 0
+    last.nin_shortcut.bias[channels] = 0
+    encoder.encoder.conv_out.weight[:, channels] = 0

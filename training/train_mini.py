@@ -50,6 +50,8 @@ class MiniConfig:
     l1_weight: float = 1.0  # at timestep 0, falls linearly to 0
     lpips_weight: float = 1.0  # at timestep 1000, falls linearly to `lpips_floor` of it
     lpips_floor: float = 0.15
+    latent_weight: float = 1e-2  # on the square of x0, which the decoder's normalisation leaves free
+    time_rate: float = 0.1  # the time layers' share of the learning rate: they start fitted
     seed: int = 0
 
 
@@ -139,7 +141,10 @@ def train(config: MiniConfig, crops_path: Path, output: Path, save_every: int, l
     torch.manual_seed(config.seed)
     student, average = MiniStudent(), MiniStudent()
     average.load_state_dict(student.state_dict())
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    time_layers = [p for name, p in student.encoder.named_parameters() if "time_emb" in name]
+    others = [p for p in student.parameters() if all(p is not layer for layer in time_layers)]
+    groups = [{"params": others, "share": 1.0}, {"params": time_layers, "share": config.time_rate}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
     perceptual = LPIPS(net="vgg")
     step, checkpoint = 0, output / "checkpoint.pt"
     if checkpoint.exists():
@@ -158,10 +163,11 @@ def train(config: MiniConfig, crops_path: Path, output: Path, save_every: int, l
         timestep = torch.randint(MIN_TIMESTEP, MAX_TIMESTEP + 1, (len(lq),))
         down = student.encoder.downscale
         noise = torch.randn(len(lq), 4, config.crop // down, config.crop // down)
-        result = student(lq, timestep, noise)
-        loss, parts = training_loss(config, perceptual, result, hq, timestep)
+        x0 = student.restore_latent(lq, timestep, noise)
+        loss, parts = training_loss(config, perceptual, student.decode(x0), hq, timestep)
+        loss = loss + config.latent_weight * x0.square().mean()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+            group["lr"] = learning_rate(config, step) * group["share"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
