@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.convert import LICENSE_NOTICE, convert_official
-from ..tadsr.weights import BASE_VAE_PREFIX, TadsrWeights, WeightsError, encoder_state_dict, load
+from ..tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, WeightsError, encoder_state_dict, load
 from .encoder_patcher import EncoderPatcher
 from .folders import BUNDLED_WEIGHTS, OFFICIAL_EXTENSION, WEIGHTS_FOLDER
 from .self_contained import build_unet, build_vae
@@ -91,8 +91,8 @@ class TADSRModelLoader(io.ComfyNode):
     def execute(cls, weights: str, base: str) -> io.NodeOutput:
         file = _read_weights(folder_paths.get_full_path_or_raise(WEIGHTS_FOLDER, weights))
         networks = _load_base(file, weights, base)
-        encoder = EncoderPatcher(encoder_state_dict(file, networks.vae_state), file.metadata.vae_norm_groups)
         student = make_student(networks.model, file, weights)
+        encoder = EncoderPatcher(encoder_state_dict(file, networks.vae_state), file.metadata.vae_norm_groups)
         prompt = None if file.prompt is None else default_conditioning(file.prompt)
         return io.NodeOutput(student, encoder, networks.vae, networks.clip, prompt)
 
@@ -121,15 +121,15 @@ def _load_base(file: TadsrWeights, weights_name: str, base_name: str) -> Base:
 
 def _load_checkpoint(path: str) -> Base:
     """Returns the networks of a single-file checkpoint. Raises WeightsError if it lacks one of them."""
-    loaded = comfy.sd.load_checkpoint_guess_config(
-        path, embedding_directory=folder_paths.get_folder_paths("embeddings")
-    )
     tensors = comfy.utils.load_torch_file(path)
+    for prefix, what in ((BASE_UNET_PREFIX, "UNet"), (BASE_VAE_PREFIX, "VAE")):
+        if not any(key.startswith(prefix) for key in tensors):
+            raise WeightsError(f"{path} holds no {what} ({prefix}*); accepted is {WANTED_BASE}")
     vae_state = {
         key.removeprefix(BASE_VAE_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(BASE_VAE_PREFIX)
     }
-    if loaded is None or loaded[0] is None or not vae_state:
-        lacks = "VAE" if loaded is not None and loaded[0] is not None else "UNet of a kind that ComfyUI knows"
-        raise WeightsError(f"{path} holds no {lacks}; accepted is {WANTED_BASE}")
-    model, clip, vae = loaded[:3]
+    del tensors
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+        path, embedding_directory=folder_paths.get_folder_paths("embeddings")
+    )
     return Base(model, clip, vae, vae_state)

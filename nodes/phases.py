@@ -13,7 +13,7 @@ from .images import RGB, join_alpha, split_alpha, to_planes
 if TYPE_CHECKING:
     from .encoder_patcher import EncoderPatcher
 
-MAX_PADDING = MIN_NETWORK_SIDE  # no picture is padded by more, in either direction
+LARGEST_MULTIPLE = 8  # SD VAE; the sides of padded pictures are multiples of this or less
 
 
 def result_size(image: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
@@ -49,10 +49,11 @@ def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
 
 def check_padding(size: tuple[int, int], reference: tuple[int, int]) -> None:
     """Raises ValueError unless `size` (height, width) is the reference's with padding."""
-    if not all(side <= padded < side + MAX_PADDING for padded, side in zip(size, reference, strict=True)):
+    limits = [max(side, MIN_NETWORK_SIDE) + LARGEST_MULTIPLE for side in reference]
+    if not all(side <= padded < limit for side, padded, limit in zip(reference, size, limits, strict=True)):
         raise ValueError(
-            f"the decoded picture is {size[1]}x{size[0]} pixels and the reference "
-            f"{reference[1]}x{reference[0]}; accepted is a picture of the reference's size or up to "
-            f"{MAX_PADDING - 1} pixels larger. Connect the enlarged image of "
-            "Time-Aware Encode as reference, and decode with the VAE of Load TADSR Model"
+            f"the decoded picture is {size[1]}x{size[0]} pixels and the reference {reference[1]}x{reference[0]}; "
+            f"accepted is a decoded picture of {reference[1]}x{reference[0]} to {limits[1] - 1}x{limits[0] - 1} "
+            "pixels. Connect the enlarged image of Time-Aware Encode as reference, and decode with the VAE of "
+            "Load TADSR Model"
         )
