@@ -133,8 +133,19 @@ def save_checkpoint(path: Path, state: dict[str, object]) -> None:
     temporary.replace(path)
 
 
-def train(config: MiniConfig, crops_path: Path, output: Path, save_every: int, log_every: int) -> None:
-    """Runs the loop from the last checkpoint in `output`, or from the start, to `config.steps`."""
+def train(
+    config: MiniConfig,
+    crops_path: Path,
+    output: Path,
+    save_every: int,
+    log_every: int,
+    stop_after: int | None = None,
+) -> None:
+    """Runs the loop from the last checkpoint in `output`, or from the start, to `config.steps`.
+
+    stop_after: a step to stop at earlier, with the learning rate of the whole run.
+    """
+    stop = min(config.steps, stop_after or config.steps)
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").write_text(json.dumps(asdict(config), indent=1))
     crops = np.load(crops_path, mmap_mode="r")[: -config.validation_crops]
@@ -157,7 +168,7 @@ def train(config: MiniConfig, crops_path: Path, output: Path, save_every: int, l
     data = DegradedCrops(crops, config, step * config.batch)
     batches = iter(DataLoader(data, batch_size=config.batch, num_workers=1, prefetch_factor=4))
     started, first = time.time(), step
-    while step < config.steps:
+    while step < stop:
         torch.manual_seed(config.seed * 1_000_003 + step)
         lq, hq = next(batches)
         timestep = torch.randint(MIN_TIMESTEP, MAX_TIMESTEP + 1, (len(lq),))
@@ -181,7 +192,7 @@ def train(config: MiniConfig, crops_path: Path, output: Path, save_every: int, l
             with (output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
             print({k: round(v, 4) for k, v in record.items()}, flush=True)
-        if step % save_every == 0 or step == config.steps:
+        if step % save_every == 0 or step == stop:
             save_checkpoint(
                 checkpoint,
                 {

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode, sample, timestep_features
+
+TINY = EncoderConfig(channels=(32, 32, 64), layers_per_level=1, mid_attention=False, norm_groups=4)
+SD_SHAPED = EncoderConfig(channels=(32, 64, 64, 64))
+
+
+def tiny_encoder(config: EncoderConfig = TINY) -> TimeAwareEncoder:
+    torch.manual_seed(0)
+    return TimeAwareEncoder(config).eval()
+
+
+def test_timestep_features_put_the_cosine_first() -> None:
+    features = timestep_features(torch.tensor([0, 3]), 8)
+    assert features[0].tolist() == [1.0] * 4 + [0.0] * 4
+    expected = torch.cos(torch.tensor(3.0) * torch.tensor([1.0, 0.1, 0.01, 0.001]))
+    assert torch.allclose(features[1, :4], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [TINY, SD_SHAPED])
+def test_config_is_read_from_shapes(config: EncoderConfig) -> None:
+    state = tiny_encoder(config).state_dict()
+    assert EncoderConfig.from_state_dict(state, config.norm_groups) == config
+
+
+def test_full_size_has_the_paper_s_time_layers() -> None:
+    encoder = TimeAwareEncoder(EncoderConfig(), device="meta")
+    time = sum(p.numel() for name, p in encoder.named_parameters() if "time_" in name)
+    assert time == 2_072_576  # method.md: trainable time parameters
+    assert encoder.downscale == 8
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (24, 40), (64, 12)])
+def test_moments_have_the_latent_s_size(height: int, width: int) -> None:
+    encoder = tiny_encoder()
+    moments = encoder(torch.zeros(2, 3, height, width), torch.tensor([1, 999]))
+    assert moments.shape == (2, 8, height // encoder.downscale, width // encoder.downscale)
+
+
+@torch.inference_mode()
+def test_a_batch_of_timesteps_equals_single_calls() -> None:
+    encoder = tiny_encoder()
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    together = encoder(image, torch.tensor([100, 900]))
+    alone = [encoder(image[i : i + 1], torch.tensor([t])) for i, t in enumerate((100, 900))]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert not torch.allclose(together[:1], encoder(image[:1], torch.tensor([900])), atol=1e-3)
+
+
+def test_sampling_by_hand() -> None:
+    moments = torch.cat([torch.full((1, 4, 2, 2), 3.0), torch.full((1, 4, 2, 2), torch.log(torch.tensor(4.0)))], 1)
+    assert torch.equal(mode(moments), torch.full((1, 4, 2, 2), 3.0))
+    assert torch.allclose(sample(moments, torch.ones(1, 4, 2, 2)), torch.full((1, 4, 2, 2), 5.0))
+
+
+def test_memory_estimate_grows_with_the_pixels() -> None:
+    encoder = tiny_encoder()
+    small, large = encoder.memory_used((1, 3, 64, 64), 4), encoder.memory_used((2, 3, 128, 64), 4)
+    assert large == 4 * small > 0

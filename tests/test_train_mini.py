@@ -1,0 +1,86 @@
+"""Training of the bundled model: data, one run with a resume, and the exported file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tadsr.schedule import LATENT_SCALE, alpha_bar
+from tadsr.weights import load, save
+from training.export_mini import load_student, student_from_weights, weights_from_student
+from training.lpips_weights import LpipsWeightsError, weights_path
+from training.mini import MiniStudent, inverse_silu
+from training.train_mini import MiniConfig, learning_rate, make_pair, train
+
+CONFIG = MiniConfig(steps=4, batch=2, crop=32, lpips_patch=32, warmup_steps=1, validation_crops=1)
+
+
+def crops(count: int = 6) -> np.ndarray:
+    ramp = np.linspace(0, 255, 64, dtype=np.float32)
+    picture = np.stack([np.add.outer(ramp, ramp) / 2, np.tile(ramp, (64, 1)), np.tile(ramp[:, None], (1, 64))], -1)
+    return np.stack([np.roll(picture, 7 * i, axis=1) for i in range(count)]).astype(np.uint8)
+
+
+def test_pairs_depend_on_their_index_only() -> None:
+    data = crops()
+    (lq, hq), (again, _), (other, _) = (make_pair(data, CONFIG, index) for index in (3, 3, 4))
+    assert torch.equal(lq, again) and not torch.equal(lq, other)
+    assert lq.shape == hq.shape == (3, 32, 32) and hq.abs().max() <= 1
+    assert (lq - hq).abs().mean() < 0.5  # the same picture, degraded
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    config = MiniConfig(steps=1000, warmup_steps=100, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in (0, 99, 100, 550, 1000)]
+    assert rates == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
+
+
+def test_a_new_student_s_latents_have_one_size_at_all_timesteps() -> None:
+    torch.manual_seed(0)
+    student = MiniStudent()
+    picture = torch.from_numpy(crops(1)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    spreads = []
+    with torch.inference_mode():
+        for timestep in (1, 500, 999):
+            latent = student.encoder(picture, torch.tensor([timestep]))[:, :4] * LATENT_SCALE
+            spreads.append((latent / alpha_bar(timestep).sqrt()).std().item())
+    assert max(spreads) < 3 * min(spreads), f"spreads {spreads}: without the fit they differ by 14 times"
+
+
+def test_inverse_silu() -> None:
+    x = torch.tensor([0.01, 0.5, 3.0, 30.0], dtype=torch.float64)
+    assert torch.allclose(torch.nn.functional.silu(inverse_silu(x)), x)
+
+
+def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    try:
+        weights_path("vgg")
+    except LpipsWeightsError as error:
+        pytest.skip(f"LPIPS weights cannot be had: {error}")
+    np.save(tmp_path / "crops.npy", crops())
+    for name, stops in (("whole", [4]), ("resumed", [2, 4])):
+        for steps in stops:
+            train(replace(CONFIG, steps=4), tmp_path / "crops.npy", tmp_path / name, 2, 1, stop_after=steps)
+    whole, resumed = (load_student(tmp_path / name / "checkpoint.pt") for name in ("whole", "resumed"))
+    assert whole[1] == resumed[1] == 4
+    for (key, a), b in zip(whole[0].state_dict().items(), resumed[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b), f"{key} differs: something that decides the run is not in the checkpoint"
+    fresh = MiniStudent().state_dict()
+    assert any(not torch.equal(value, fresh[key]) for key, value in whole[0].state_dict().items())
+
+
+def test_export_and_load_give_the_same_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    student = MiniStudent().eval()
+    torch.nn.init.normal_(student.unet.conv_out.weight, std=0.05)
+    path = tmp_path / "mini.safetensors"
+    save(path, weights_from_student(student, "0" * 64, 7, torch.float32))
+    again = student_from_weights(load(path))
+    image, timestep = torch.rand(1, 3, 32, 48) * 2 - 1, torch.tensor([300])
+    with torch.inference_mode():
+        assert torch.allclose(student(image, timestep), again(image, timestep), atol=1e-5)
+    assert load(path).metadata.extra["steps"] == "7"
