@@ -162,7 +162,7 @@ def test_fetched_tree_is_the_version_it_claims(comfyui_path: Path) -> None:
 
 
 def test_unknown_version_is_refused() -> None:
-    with pytest.raises(HostError, match=r"ComfyUI 9\.9\.9; known: 0\.16\.3"):
+    with pytest.raises(HostError, match=r"ComfyUI 9\.9\.9; known: 0\.24\.0"):
         comfyui.fetch_comfyui("9.9.9")
 
 
@@ -179,8 +179,8 @@ def make_tree(folder: Path, version: str, main: str = "") -> Path:
 
 
 def test_comfyui_that_is_too_old_is_refused(tmp_path: Path) -> None:
-    assert comfyui.existing_comfyui(make_tree(tmp_path / "new", "0.16.10"))
-    with pytest.raises(HostError, match=r"is ComfyUI 0\.9\.2; 0\.16\.3 or newer is needed"):
+    assert comfyui.existing_comfyui(make_tree(tmp_path / "new", "0.100.0"))
+    with pytest.raises(HostError, match=r"is ComfyUI 0\.9\.2; 0\.24\.0 or newer is needed"):
         comfyui.existing_comfyui(make_tree(tmp_path / "old", "0.9.2"))
 
 
