@@ -35,6 +35,7 @@ class _Sdist:
 
 # ComfyUI version -> the source distribution that holds it (measured: downloaded, `comfyui_version.py` read).
 _SDISTS = {
+    "0.16.3": _Sdist("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
     "0.24.0": _Sdist("2.4.4", "0d8bca3ae9f8b30ada024a72fd1312206493c9cebdc1b005d6479af2cd2f3ad7"),
     "0.30.0": _Sdist("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
 }

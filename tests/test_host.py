@@ -162,7 +162,7 @@ def test_fetched_tree_is_the_version_it_claims(comfyui_path: Path) -> None:
 
 
 def test_unknown_version_is_refused() -> None:
-    with pytest.raises(HostError, match=r"ComfyUI 9\.9\.9; known: 0\.24\.0"):
+    with pytest.raises(HostError, match=r"ComfyUI 9\.9\.9; known: 0\.16\.3"):
         comfyui.fetch_comfyui("9.9.9")
 
 
