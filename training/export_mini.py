@@ -54,7 +54,7 @@ def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def student_from_weights(weights: TadsrWeights) -> MiniStudent:
-    """Returns the student that `weights_from_student` wrote, float32. Raises WeightsError or RuntimeError for others."""
+    """Returns the student that `weights_from_student` wrote, float32. Raises RuntimeError for others."""
     student = MiniStudent()
     student.encoder.load_state_dict(encoder_state_dict(weights, weights.base_vae))
     unet = {key.removeprefix("diffusion_model."): tensor.float() for key, tensor in weights.base_unet.items()}

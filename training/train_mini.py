@@ -29,6 +29,7 @@ from training.lpips import LPIPS
 from training.mini import MiniStudent
 
 SCALE = 4  # the degradation's factor
+FITTED = ("encoder.encoder.time_embedding.", "encoder.encoder.mid.block_2.")  # see training/mini_start.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class MiniConfig:
     lpips_weight: float = 1.0  # at timestep 1000, falls linearly to `lpips_floor` of it
     lpips_floor: float = 0.15
     latent_weight: float = 1e-2  # on the square of x0, which the decoder's normalisation leaves free
-    time_rate: float = 0.1  # the time layers' share of the learning rate: they start fitted
+    fitted_rate: float = 0.005  # share of the learning rate for the layers that start fitted to the timestep
     seed: int = 0
 
 
@@ -152,9 +153,9 @@ def train(
     torch.manual_seed(config.seed)
     student, average = MiniStudent(), MiniStudent()
     average.load_state_dict(student.state_dict())
-    time_layers = [p for name, p in student.encoder.named_parameters() if "time_emb" in name]
-    others = [p for p in student.parameters() if all(p is not layer for layer in time_layers)]
-    groups = [{"params": others, "share": 1.0}, {"params": time_layers, "share": config.time_rate}]
+    fitted = [p for name, p in student.named_parameters() if name.startswith(FITTED)]
+    others = [p for name, p in student.named_parameters() if not name.startswith(FITTED)]
+    groups = [{"params": others, "share": 1.0}, {"params": fitted, "share": config.fitted_rate}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
     perceptual = LPIPS(net="vgg")
     step, checkpoint = 0, output / "checkpoint.pt"

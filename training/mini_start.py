@@ -1,0 +1,153 @@
+"""Starting weights of tadsr-mini: an averaging autoencoder that knows its timestep.
+
+From random weights, a small network spends most of its training on reproducing colours. Started like this, it
+encodes 4x4 averages of red, green and blue in three latent channels, in proportion to sqrt(alpha_bar_t), and decodes
+them to a smooth enlargement; the UNet's residual starts at zero. All training goes into what is better than that.
+
+The normalisations before the two output layers would divide by the picture's own contrast. A few channels of each
+group, the markers, hold constants of both signs that outweigh the picture, so that they divide by a constant; in the
+encoder the constants grow with the timestep as 1 / sqrt(alpha_bar_t). Colours stand in pairs x, -x, because
+silu(x) - silu(-x) = x.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tadsr.encoder import TimeAwareBlock, TimeAwareEncoder
+from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
+
+if TYPE_CHECKING:
+    from training.mini import MiniStudent
+
+COLOURS = 3
+MARKER_SHARE = 4  # one channel in four is a marker
+MARKER_SIZE = 4.0  # outweighs colours, whose root mean square is about 0.6
+NORMALISER = MARKER_SIZE / MARKER_SHARE**0.5  # what the normalisation divides by, nearly
+LATENT_GAIN = 2.0  # scaled latents of root mean square about 1
+GROUP_WEIGHTS = (0.6, 0.4)  # two groups carry the colours, unequally, so that they learn different things
+INITIAL_LOGVAR = -6.0  # the latent's noise starts at 1 % of its spread
+RIDGE = 1e-4  # keeps the fitted time layer's weights small
+SMOOTHING = torch.tensor([1.0, 2.0, 1.0]) / 4  # after repetition of pixels: nearly linear interpolation
+
+
+@torch.no_grad()
+def start_as_autoencoder(student: MiniStudent, norm_groups: int) -> None:
+    """Sets the starting weights of encoder, decoder, latent layers and the UNet's last layer."""
+    for network in (student.encoder, student.decoder):
+        _start_blocks_as_shortcuts(network)
+    _start_encoder(student.encoder, norm_groups)
+    _start_decoder(student.decoder, norm_groups)
+    _set(student.encoder.quant_conv, torch.eye(8) / LATENT_SCALE)
+    student.encoder.quant_conv.weight[4:] = 0
+    student.encoder.quant_conv.bias[4:] = INITIAL_LOGVAR
+    _set(student.post_quant_conv, torch.eye(4) * LATENT_SCALE)
+    nn.init.zeros_(student.unet.conv_out.weight)
+    nn.init.zeros_(student.unet.conv_out.bias)
+
+
+def _set(layer: nn.Conv2d, matrix: Tensor) -> None:
+    """Makes a convolution a product with `matrix` (out, in) at each pixel."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    layer.weight[:, :, layer.weight.shape[2] // 2, layer.weight.shape[3] // 2] = matrix
+
+
+def _start_blocks_as_shortcuts(network: nn.Module) -> None:
+    """Makes residual blocks add nothing, and resampling average or interpolate."""
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d):
+            continue
+        identity = torch.eye(*layer.weight.shape[:2])
+        if name.endswith(".conv2"):
+            _set(layer, 0 * identity)
+        elif ".downsample" in name:
+            _set(layer, identity)
+            layer.weight[:] = 0
+            layer.weight[:, :, :2, :2] = identity[:, :, None, None] / 4
+        elif ".upsample" in name:
+            _set(layer, identity)
+            layer.weight[:] = identity[:, :, None, None] * torch.outer(SMOOTHING, SMOOTHING)
+
+
+def _pairs() -> Tensor:
+    """Returns the matrix (6, 3) that makes R, -R, G, -G, B, -B of R, G, B."""
+    return torch.eye(COLOURS).repeat_interleave(2, dim=0) * torch.tensor([1.0, -1.0]).repeat(COLOURS)[:, None]
+
+
+def _layout(width: int, norm_groups: int) -> tuple[Tensor, list[Tensor]]:
+    """Returns the mask of markers, and for each colour group the indices of its six colour channels."""
+    size = width // norm_groups
+    markers = torch.arange(width) % size < size // MARKER_SHARE
+    first = size // MARKER_SHARE
+    return markers, [g * size + first + torch.arange(2 * COLOURS) for g in range(len(GROUP_WEIGHTS))]
+
+
+def _read_colours(layer: nn.Conv2d, width: int, norm_groups: int, gain: float) -> None:
+    """Makes the first three outputs of `layer` `gain` times the colours, from pairs after silu."""
+    markers, groups = _layout(width, norm_groups)
+    layer.weight[:, markers] = 0
+    layer.weight[:COLOURS] = 0
+    layer.bias[:COLOURS] = 0
+    centre = layer.weight[:, :, 1, 1]
+    for channels, share in zip(groups, GROUP_WEIGHTS, strict=True):
+        centre[:COLOURS, channels] = share * gain * NORMALISER * _pairs().T
+
+
+def _route_pairs(layer: nn.Conv2d, norm_groups: int) -> None:
+    """Makes `layer` copy its first six inputs, the pairs, to the colour channels of its output."""
+    markers, groups = _layout(layer.weight.shape[0], norm_groups)
+    layer.weight[markers] = 0
+    layer.bias[markers] = 0
+    for channels in groups:
+        layer.weight[channels] = 0
+        layer.bias[channels] = 0
+        layer.weight[channels, torch.arange(2 * COLOURS)] = 1
+
+
+def _start_encoder(encoder: TimeAwareEncoder, norm_groups: int) -> None:
+    trunk, width = encoder.encoder, encoder.config.channels[-1]
+    trunk.conv_in.weight[: 2 * COLOURS] = 0
+    trunk.conv_in.bias[: 2 * COLOURS] = 0
+    trunk.conv_in.weight[: 2 * COLOURS, :, 1, 1] = _pairs()
+    _route_pairs(trunk.down[-1].block[-1].nin_shortcut, norm_groups)
+    _fit_markers(trunk.mid.block_2, trunk.time_embedding, _layout(width, norm_groups)[0])
+    _read_colours(trunk.conv_out, width, norm_groups, LATENT_GAIN)
+
+
+def _fit_markers(block: TimeAwareBlock, time_embedding: nn.Module, markers: Tensor) -> None:
+    """Makes the last block add +-MARKER_SIZE / sqrt(alpha_bar_t) to the markers: its time shift, fitted."""
+    width, timesteps = len(markers), torch.arange(MIN_TIMESTEP, MAX_TIMESTEP + 1)
+    embedding = F.silu(time_embedding(timesteps, torch.float32))
+    design = torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1).double()
+    target = MARKER_SIZE / alpha_bar(timesteps).double().sqrt()  # silu(x) is x, nearly, for x >= 4
+    design = design / target[:, None]  # so that the error is relative
+    ridge = RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
+    fit = torch.linalg.solve(design.T @ design + ridge, design.sum(dim=0)).float()
+    block.time_emb_proj.weight.zero_()
+    block.time_emb_proj.bias.zero_()
+    block.time_emb_proj.bias[:width][markers] = -1.0  # scale: keeps the picture out of these channels
+    block.time_emb_proj.weight[width:][markers] = fit[:-1]
+    block.time_emb_proj.bias[width:][markers] = fit[-1]
+    block.conv2.weight[markers, markers, 1, 1] = _signs(int(markers.sum()))
+
+
+def _signs(count: int) -> Tensor:
+    return torch.tensor([1.0, -1.0]).repeat(count // 2)
+
+
+def _start_decoder(decoder: nn.Module, norm_groups: int) -> None:
+    width = decoder.conv_norm_out.weight.shape[0]
+    decoder.conv_in.weight[: 2 * COLOURS] = 0
+    decoder.conv_in.bias[: 2 * COLOURS] = 0
+    decoder.conv_in.weight[: 2 * COLOURS, :COLOURS, 1, 1] = _pairs() / LATENT_GAIN
+    _route_pairs(decoder.up_blocks[-2].resnets[0].conv_shortcut, norm_groups)
+    markers, _ = _layout(width, norm_groups)
+    last_upsampling = decoder.up_blocks[-2].upsamplers[0].conv
+    last_upsampling.weight[markers] = 0
+    last_upsampling.bias[markers] = MARKER_SIZE * _signs(int(markers.sum()))
+    _read_colours(decoder.conv_out, width, norm_groups, 1.0)
