@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import torch
+from comfy.ldm.modules.diffusionmodules.model import Decoder
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import comfy.sd
 
 
 def intermediate_dtype() -> torch.dtype:
@@ -16,3 +23,18 @@ def intermediate_dtype() -> torch.dtype:
 def device_context(device: torch.device) -> AbstractContextManager[None]:
     """Returns a context in which `device` is the current CUDA device; ComfyUI up to 0.20 has none."""
     return mm.cuda_device_context(device) if hasattr(mm, "cuda_device_context") else nullcontext()
+
+
+def ensure_own_decoder(vae: comfy.sd.VAE, config: dict[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Rebuilds the VAE's decoder by `config` where ComfyUI gave it the encoder's, as 0.16 does.
+
+    state: the VAE's tensors, those of the decoder as `decoder.*`.
+    """
+    wanted = {key.removeprefix("decoder."): tensor for key, tensor in state.items() if key.startswith("decoder.")}
+    if set(vae.first_stage_model.decoder.state_dict()) == set(wanted):
+        return
+    decoder = Decoder(**config).eval().to(vae.vae_dtype)
+    mm.archive_model_dtypes(decoder)
+    decoder.load_state_dict(wanted, strict=False, assign=vae.patcher.is_dynamic())
+    vae.first_stage_model.decoder = decoder
+    vae.size = None  # computed again when asked for

@@ -39,7 +39,7 @@ def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
     """
     reference, alpha = split_alpha(enlarged)
     height, width = reference.shape[-2:]
-    check_padding(result.shape[-2:], (height, width))
+    check_padding((result.shape[-2], result.shape[-1]), (height, width))
     rgb = result[:, :RGB, :height, :width].float()
     rgb = COLOUR_MATCHES[color_match](rgb, reference.to(rgb))
     if color_match != "none" and is_neutral(reference):

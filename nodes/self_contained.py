@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..tadsr.lora import check_keys
+from .compat import ensure_own_decoder
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -120,6 +121,7 @@ def build_vae(state: Mapping[str, Tensor], norm_groups: int) -> comfy.sd.VAE:
         "embed_dim": state["post_quant_conv.weight"].shape[1],
     }
     vae = comfy.sd.VAE(sd=dict(state), config={"params": params})
+    ensure_own_decoder(vae, decoder, state)
     check_keys("VAE", state, set(vae.first_stage_model.state_dict()))
     for module in vae.first_stage_model.modules():
         if isinstance(module, torch.nn.GroupNorm):
@@ -140,7 +142,7 @@ def _half_config(state: Mapping[str, Tensor], half: str, path: str) -> dict[str,
         "in_channels": state["encoder.conv_in.weight"].shape[1],
         "out_ch": state["decoder.conv_out.weight"].shape[0],
         "ch": widths[0],
-        "ch_mult": [width // widths[0] for width in widths],
+        "ch_mult": [Multiple(width) for width in widths],
         "num_res_blocks": blocks if half == "encoder" else blocks - 1,  # the decoder has one more
         "attn_resolutions": [],
         "dropout": 0.0,

@@ -94,6 +94,8 @@ def load(comfyui: Path, base: Path) -> InProcessComfy:
     # First on the path: ComfyUI's top-level module `nodes` must win over this repository's folder.
     sys.path.insert(0, str(comfyui))
     _set_arguments(base)
+    # As main.py does: up to 0.20, `nodes` puts comfy/ first on the path, with another module of that name.
+    importlib.import_module("utils.extra_config")
     import nodes
     import server
 

@@ -46,7 +46,7 @@ def self_contained(seed: int = 0) -> TadsrWeights:
 def sd_checkpoint() -> dict[str, Tensor]:
     """Returns a checkpoint that ComfyUI takes for Stable Diffusion 2.1: its widths, one level of one block.
 
-    No text encoder. The VAE's encoder has SD's size, as ComfyUI expects; its decoder is narrow.
+    No text encoder. The VAE has the size of SD's, which ComfyUI takes for granted.
     """
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -64,7 +64,7 @@ def sd_checkpoint() -> dict[str, Tensor]:
             in_channels=4,
             out_channels=3,
             up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(32, 64, 128, 128),
+            block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
         )
         post = nn.Conv2d(4, 4, 1)
