@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from node_pack import NO_BASE, models_folder, node
 from random_weights import adapters_for, sd_checkpoint, self_contained
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +22,6 @@ from torch import Tensor
 from comfy_in_process import InProcessComfy, PromptError
 from tadsr.weights import save
 
-NO_BASE = "none (the weights file holds its base)"
 MINI, CHECKPOINT = "mini.safetensors", "sd.safetensors"
 MARKER = "code-was-run"
 
@@ -47,10 +47,6 @@ class RunsCode:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.mkdir, (MARKER,)
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def prompt_with(
@@ -84,10 +80,7 @@ def comfy(comfy_inprocess: InProcessComfy) -> InProcessComfy:
 
     nodes.NODE_CLASS_MAPPINGS["TADSRTestSource"] = Source
     Source.values = {"picture": torch.rand(1, 8, 8, 3, generator=torch.Generator().manual_seed(0)), "linked": 0}
-    models = comfy_inprocess.base / "models"
-    for name in ("tadsr", "checkpoints"):
-        (models / name).mkdir(parents=True, exist_ok=True)
-    write_files(models)
+    write_files(models_folder(comfy_inprocess))
     return comfy_inprocess
 
 

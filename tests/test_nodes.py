@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from random_weights import adapters_for, random_student, sd_checkpoint, self_contained
-from safetensors.torch import load_file, save_file
+from node_pack import NO_BASE, Pack, load_pack, models_folder, node, picture
+from random_weights import random_student, self_contained
+from safetensors.torch import load_file
 from torch import Tensor
 
 from comfy_in_process import InProcessComfy
 from host import torch_import_shim
-from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
-from tadsr.geometry import pad_to_multiple, resize_bicubic
-from tadsr.keys import ldm_unet_to_diffusers
-from tadsr.schedule import LATENT_SCALE, sigma, x0_from_residual
-from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, encoder_state_dict, save, unet_state_dict
+from tadsr.geometry import resize_bicubic
+from tadsr.schedule import LATENT_SCALE, sigma
+from tadsr.weights import save
 
 torch_import_shim.install()  # diffusers imports torchvision
-from diffusers import UNet2DConditionModel  # noqa: E402
 
-MINI, ADAPTERS, CHECKPOINT = "random-mini.safetensors", "random-adapters.safetensors", "random-sd.safetensors"
-NO_BASE = "none (the weights file holds its base)"
+MINI = "random-mini.safetensors"
 
 CONTRACT = {  # ids and names are in saved workflows: never change them, only add
     "TADSRModelLoader": (["weights", "base"], ["MODEL", "TADSR_ENCODER", "VAE", "CLIP", "CONDITIONING"]),
@@ -43,38 +39,6 @@ CONTRACT = {  # ids and names are in saved workflows: never change them, only ad
 }
 
 
-@dataclass(frozen=True)
-class Pack:
-    """The nodes, and what Load TADSR Model gave."""
-
-    comfy: InProcessComfy
-    model: Any
-    encoder: Any
-    vae: Any
-    clip: Any
-    prompt: Any
-
-    def upscale(self, image: Tensor, timestep: int = 500, **inputs: Any) -> Tensor:
-        node = self.comfy.node("TADSRUpscale")
-        return node.execute(self.model, self.encoder, self.vae, image, timestep, **inputs).result[0]
-
-    def encode(self, image: Tensor, timestep: int = 500, **inputs: Any) -> tuple[dict[str, Any], Tensor]:
-        return self.comfy.node("TADSREncode").execute(self.encoder, image, timestep, **inputs).result
-
-    def one_step(self, latent: dict[str, Any], **inputs: Any) -> dict[str, Any]:
-        return self.comfy.node("TADSROneStep").execute(self.model, latent, **inputs).result[0]
-
-    def finish(self, image: Tensor, reference: Tensor, color_match: str = "adain") -> Tensor:
-        return self.comfy.node("TADSRFinish").execute(image, reference, color_match).result[0]
-
-    def decode(self, latent: dict[str, Any]) -> Tensor:
-        return self.comfy.node("VAEDecode")().decode(self.vae, latent)[0]
-
-
-def load_pack(comfy: InProcessComfy, weights: str, base: str = NO_BASE) -> Pack:
-    return Pack(comfy, *comfy.node("TADSRModelLoader").execute(weights, base).result)
-
-
 @pytest.fixture(autouse=True)
 def inference_mode() -> Iterator[None]:
     """As ComfyUI runs nodes."""
@@ -83,25 +47,9 @@ def inference_mode() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def models(comfy_inprocess: InProcessComfy) -> Path:
-    folder = comfy_inprocess.base / "models"
-    for name in ("tadsr", "checkpoints"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mini(comfy_inprocess: InProcessComfy, models: Path) -> Pack:
-    save(models / "tadsr" / MINI, self_contained())
-    with torch.inference_mode():
-        return load_pack(comfy_inprocess, MINI)
-
-
-def picture(height: int, width: int, channels: int = 3, batch: int = 1, seed: int = 0) -> Tensor:
-    """Returns a smooth random IMAGE."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(batch, channels, max(2, height // 4), max(2, width // 4), generator=generator)
-    return resize_bicubic(coarse, (height, width)).clamp(0, 1).movedim(1, -1)
+def mini(comfy_inprocess: InProcessComfy) -> Pack:
+    save(models_folder(comfy_inprocess) / "tadsr" / MINI, self_contained())
+    return load_pack(comfy_inprocess, MINI)
 
 
 @pytest.mark.parametrize("node_id", sorted(CONTRACT))
@@ -268,10 +216,6 @@ def test_core_samplers_agree(mini: Pack, timestep: int) -> None:
     assert ((ours - core) * LATENT_SCALE).abs().max() < 1e-5 * scale
 
 
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
-
-
 def save_picture(image: Tensor, path: Path) -> None:
     from PIL import Image
 
@@ -281,102 +225,3 @@ def save_picture(image: Tensor, path: Path) -> None:
 def saved_latent(base: Path, output: dict[str, Any]) -> Tensor:
     (file,) = output["latents"]
     return load_file(base / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
-
-
-def test_adapters_on_a_checkpoint_give_the_merged_networks(comfy_inprocess: InProcessComfy, models: Path) -> None:
-    checkpoint = sd_checkpoint()
-    weights = adapters_for(checkpoint)
-    save_file({key: tensor.half() for key, tensor in checkpoint.items()}, models / "checkpoints" / CHECKPOINT)
-    save(models / "tadsr" / ADAPTERS, weights)
-    pack = load_pack(comfy_inprocess, ADAPTERS, CHECKPOINT)
-    assert pack.clip is None, "this checkpoint has no text encoder"
-
-    image, timestep = picture(16, 24), 300
-    latent, enlarged = pack.encode(image, timestep)
-    stored = {key: tensor.half().float() for key, tensor in checkpoint.items()}
-    expected_latent, expected_x0 = reference_step(stored, weights, enlarged, timestep)
-    assert_close("latent", latent["samples"], expected_latent)
-    result = pack.one_step(latent)["samples"]
-    assert_close("x0", result * LATENT_SCALE, expected_x0)
-    assert pack.upscale(image, timestep).shape == (1, 64, 96, 3)
-
-    core = comfy_inprocess.node("CheckpointLoaderSimple")().load_checkpoint(CHECKPOINT)[0]
-    with pytest.raises(ValueError, match="without TADSR weights"):
-        comfy_inprocess.node("TADSROneStep").execute(core, latent)
-
-
-def reference_step(
-    checkpoint: dict[str, Tensor], weights: Any, enlarged: Tensor, timestep: int
-) -> tuple[Tensor, Tensor]:
-    """Returns latent and x0 of merged networks in plain torch and diffusers."""
-    vae = {k.removeprefix(BASE_VAE_PREFIX): t for k, t in checkpoint.items() if k.startswith(BASE_VAE_PREFIX)}
-    encoder = TimeAwareEncoder(EncoderConfig()).eval()
-    encoder.load_state_dict(encoder_state_dict(weights, vae))
-    base = {k.removeprefix("model."): t for k, t in checkpoint.items() if k.startswith(BASE_UNET_PREFIX)}
-    merged = {k.removeprefix("diffusion_model."): t for k, t in unet_state_dict(weights, base).items()}
-    unet = UNet2DConditionModel(
-        block_out_channels=(320,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        attention_head_dim=(5,),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    ).eval()
-    unet.load_state_dict(ldm_unet_to_diffusers(merged))
-    padded, _ = pad_to_multiple(enlarged.movedim(-1, 1), encoder.downscale)
-    latent = mode(encoder(padded * 2 - 1, torch.tensor([timestep])))
-    z = latent * LATENT_SCALE
-    return latent, x0_from_residual(z, unet(z, timestep, weights.prompt).sample, timestep)
-
-
-def assert_close(what: str, ours: Tensor, expected: Tensor) -> None:
-    error = float((ours - expected).abs().max() / expected.std())
-    assert error < 2e-4, (
-        f"{what} differs by {error:.1e} of its spread: a part of the weights is missing or applied twice"
-    )
-
-
-def test_a_v_prediction_checkpoint_is_refused(mini: Pack) -> None:
-    import comfy.model_base
-
-    base = mini.model.clone()
-    weights = mini.comfy.module("tadsr.weights").load(mini.comfy.base / "models" / "tadsr" / MINI)
-    before = base.model.model_type
-    base.model.model_type = comfy.model_base.ModelType.V_PREDICTION
-    try:
-        with pytest.raises(ValueError, match="needs Stable Diffusion 2.1-base"):
-            mini.comfy.module("nodes.student").make_student(base, weights, MINI)
-    finally:
-        base.model.model_type = before
-
-
-def test_a_file_replaced_under_its_name_is_loaded_again(comfy_inprocess: InProcessComfy, models: Path) -> None:
-    loader = comfy_inprocess.node("TADSRModelLoader")
-    path = models / "tadsr" / "replaced.safetensors"
-    save(path, self_contained(1))
-    before = loader.fingerprint_inputs(path.name, NO_BASE)
-    assert loader.fingerprint_inputs(path.name, NO_BASE) == before
-    save(path, self_contained(2))
-    assert loader.fingerprint_inputs(path.name, NO_BASE) != before
-
-
-def test_weights_are_found_in_extra_model_paths(
-    comfy_inprocess: InProcessComfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the order of a real start: the file is read before the pack is loaded."""
-    import folder_paths
-    from utils.extra_config import load_extra_path_config
-
-    known = {k: v for k, v in folder_paths.folder_names_and_paths.items() if k != "tadsr"}
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "extra.safetensors").touch()
-    (tmp_path / "mine" / "notes.txt").touch()
-    config = tmp_path / "extra_model_paths.yaml"
-    config.write_text(f"mine:\n    base_path: {tmp_path}\n    tadsr: mine\n")
-    load_extra_path_config(str(config))
-    comfy_inprocess.module("nodes.folders").register_weights_folder()
-    options = comfy_inprocess.node("TADSRModelLoader").GET_SCHEMA().inputs[0].options
-    assert "extra.safetensors" in options and "notes.txt" not in options

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from node_pack import Pack, load_pack, models_folder
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,38 +23,13 @@ SEED_BASE = 1000  # the recorded noise is randn after manual_seed(1000 + t)
 FILE_NAME = "reference.safetensors"
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The pack's nodes and what Load TADSR Model gives for the reference weights."""
-
-    comfy: InProcessComfy
-    model: Any
-    encoder: Any
-    vae: Any
-
-    def encode(self, image: Tensor, timestep: int, encoding: str) -> tuple[dict[str, Any], Tensor]:
-        node = self.comfy.node("TADSREncode")
-        seed = SEED_BASE + timestep
-        return node.execute(self.encoder, image, timestep, 1.0, encoding=encoding, seed=seed).result
-
-    def one_step(self, latent: dict[str, Any], prompt: Tensor) -> dict[str, Any]:
-        return self.comfy.node("TADSROneStep").execute(self.model, latent, [[prompt, {}]]).result[0]
-
-    def decode(self, latent: dict[str, Any]) -> Tensor:
-        return self.comfy.node("VAEDecode")().decode(self.vae, latent)[0]
-
-
 @pytest.fixture(scope="module")
-def nodes(comfy_inprocess: InProcessComfy, shared_reference: Path) -> Nodes:
-    folder = comfy_inprocess.base / "models" / "tadsr"
-    folder.mkdir(parents=True, exist_ok=True)
+def nodes(comfy_inprocess: InProcessComfy, shared_reference: Path) -> Pack:
     base = shared_reference / "sd_original.safetensors"
-    save(folder / FILE_NAME, convert_official(shared_reference / "tadsr.pkl", base))
-    loader = comfy_inprocess.node("TADSRModelLoader")
-    with torch.inference_mode():
-        model, encoder, vae, clip, prompt = loader.execute(FILE_NAME, loader.GET_SCHEMA().inputs[1].default).result
-    assert clip is None and prompt is None, "the reference file has neither text encoder nor prompt"
-    return Nodes(comfy_inprocess, model, encoder, vae)
+    save(models_folder(comfy_inprocess) / "tadsr" / FILE_NAME, convert_official(shared_reference / "tadsr.pkl", base))
+    pack = load_pack(comfy_inprocess, FILE_NAME)
+    assert pack.clip is None and pack.prompt is None, "the reference file has neither text encoder nor prompt"
+    return pack
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +67,7 @@ def _image(recorded: Mapping[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("timestep", TIMESTEPS)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_encoder_moments(nodes: Nodes, recordings: dict[str, dict[str, Tensor]], shape: str, timestep: int) -> None:
+def test_encoder_moments(nodes: Pack, recordings: dict[str, dict[str, Tensor]], shape: str, timestep: int) -> None:
     recorded = recordings[shape]
     mean, logvar = nodes.encoder.moments(_image(recorded).movedim(-1, 1), timestep).chunk(2, dim=1)
     _assert_equal("mean", mean, recorded[f"t{timestep}.mean"])
@@ -105,14 +79,14 @@ def test_encoder_moments(nodes: Nodes, recordings: dict[str, dict[str, Tensor]],
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_latent_x0_and_picture(
-    nodes: Nodes, recordings: dict[str, dict[str, Tensor]], shape: str, timestep: int, encoding: str
+    nodes: Pack, recordings: dict[str, dict[str, Tensor]], shape: str, timestep: int, encoding: str
 ) -> None:
     recorded = recordings[shape]
     key = f"t{timestep}.{encoding}"
-    latent, enlarged = nodes.encode(_image(recorded), timestep, encoding)
+    latent, enlarged = nodes.encode(_image(recorded), timestep, scale=1.0, encoding=encoding, seed=SEED_BASE + timestep)
     _assert_equal("z", latent["samples"] * LATENT_SCALE, recorded[f"{key}.z"])
     assert torch.equal(enlarged, _image(recorded)), "at scale 1 the picture itself is the reference"
-    result = nodes.one_step(latent, recorded["prompt_embeds"])
+    result = nodes.one_step(latent, conditioning=[[recorded["prompt_embeds"], {}]])
     _assert_equal("x0", result["samples"] * LATENT_SCALE, recorded[f"{key}.x0"])
     _assert_near("decoded picture", _signed(nodes.decode(result)), recorded[f"{key}.dec_unclamped"].clamp(-1, 1))
 
@@ -120,14 +94,14 @@ def test_latent_x0_and_picture(
 @pytest.mark.parametrize("timestep", TIMESTEPS)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
-def test_decoder(nodes: Nodes, recordings: dict[str, dict[str, Tensor]], shape: str, timestep: int) -> None:
+def test_decoder(nodes: Pack, recordings: dict[str, dict[str, Tensor]], shape: str, timestep: int) -> None:
     key, recorded = f"t{timestep}.mode", recordings[shape]
     decoded = nodes.decode({"samples": recorded[f"{key}.x0"] / LATENT_SCALE})
     _assert_equal("decoded x0", _signed(decoded), recorded[f"{key}.dec_unclamped"].clamp(-1, 1))
 
 
 @torch.inference_mode()
-def test_the_adapters_matter(nodes: Nodes, recordings: dict[str, dict[str, Tensor]]) -> None:
+def test_the_adapters_matter(nodes: Pack, recordings: dict[str, dict[str, Tensor]]) -> None:
     """Without LoRA the official network gives other moments and predictions: the tests above can fail."""
     recorded = recordings[SHAPES[0]]
     mean, prediction = recorded["t500.mean"], recorded["t500.mode.unet"]

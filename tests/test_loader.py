@@ -1,0 +1,139 @@
+"""Load TADSR Model: checkpoints, adapters, folders, and files that change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from node_pack import NO_BASE, load_pack, models_folder, picture
+from random_weights import adapters_for, sd_checkpoint, self_contained
+from safetensors.torch import save_file
+from torch import Tensor
+
+from comfy_in_process import InProcessComfy
+from host import torch_import_shim
+from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
+from tadsr.geometry import pad_to_multiple
+from tadsr.keys import ldm_unet_to_diffusers
+from tadsr.schedule import LATENT_SCALE, x0_from_residual
+from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, encoder_state_dict, save, unet_state_dict
+
+torch_import_shim.install()  # diffusers imports torchvision
+from diffusers import UNet2DConditionModel  # noqa: E402
+
+MINI, ADAPTERS, CHECKPOINT = "loader-mini.safetensors", "loader-adapters.safetensors", "loader-sd.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def inference_mode() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(comfy_inprocess: InProcessComfy) -> Path:
+    return models_folder(comfy_inprocess)
+
+
+def test_adapters_on_a_checkpoint_give_the_merged_networks(comfy_inprocess: InProcessComfy, models: Path) -> None:
+    checkpoint = sd_checkpoint()
+    weights = adapters_for(checkpoint)
+    save_file({key: tensor.half() for key, tensor in checkpoint.items()}, models / "checkpoints" / CHECKPOINT)
+    save(models / "tadsr" / ADAPTERS, weights)
+    pack = load_pack(comfy_inprocess, ADAPTERS, CHECKPOINT)
+    assert pack.clip is None, "this checkpoint has no text encoder"
+
+    image, timestep = picture(16, 24), 300
+    latent, enlarged = pack.encode(image, timestep)
+    stored = {key: tensor.half().float() for key, tensor in checkpoint.items()}
+    expected_latent, expected_x0 = reference_step(stored, weights, enlarged, timestep)
+    assert_close("latent", latent["samples"], expected_latent)
+    result = pack.one_step(latent)["samples"]
+    assert_close("x0", result * LATENT_SCALE, expected_x0)
+    assert pack.upscale(image, timestep).shape == (1, 64, 96, 3)
+
+    core = comfy_inprocess.node("CheckpointLoaderSimple")().load_checkpoint(CHECKPOINT)[0]
+    with pytest.raises(ValueError, match="without TADSR weights"):
+        comfy_inprocess.node("TADSROneStep").execute(core, latent)
+
+
+def reference_step(
+    checkpoint: dict[str, Tensor], weights: Any, enlarged: Tensor, timestep: int
+) -> tuple[Tensor, Tensor]:
+    """Returns latent and x0 of merged networks in plain torch and diffusers."""
+    vae = {k.removeprefix(BASE_VAE_PREFIX): t for k, t in checkpoint.items() if k.startswith(BASE_VAE_PREFIX)}
+    encoder = TimeAwareEncoder(EncoderConfig()).eval()
+    encoder.load_state_dict(encoder_state_dict(weights, vae))
+    base = {k.removeprefix("model."): t for k, t in checkpoint.items() if k.startswith(BASE_UNET_PREFIX)}
+    merged = {k.removeprefix("diffusion_model."): t for k, t in unet_state_dict(weights, base).items()}
+    unet = UNet2DConditionModel(
+        block_out_channels=(320,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=(5,),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ).eval()
+    unet.load_state_dict(ldm_unet_to_diffusers(merged))
+    padded, _ = pad_to_multiple(enlarged.movedim(-1, 1), encoder.downscale)
+    latent = mode(encoder(padded * 2 - 1, torch.tensor([timestep])))
+    z = latent * LATENT_SCALE
+    return latent, x0_from_residual(z, unet(z, timestep, weights.prompt).sample, timestep)
+
+
+def assert_close(what: str, ours: Tensor, expected: Tensor) -> None:
+    error = float((ours - expected).abs().max() / expected.std())
+    assert error < 2e-4, (
+        f"{what} differs by {error:.1e} of its spread: a part of the weights is missing or applied twice"
+    )
+
+
+def test_a_v_prediction_checkpoint_is_refused(comfy_inprocess: InProcessComfy, models: Path) -> None:
+    import comfy.model_base
+
+    save(models / "tadsr" / MINI, self_contained())
+    base = load_pack(comfy_inprocess, MINI).model
+    weights = comfy_inprocess.module("tadsr.weights").load(models / "tadsr" / MINI)
+    before = base.model.model_type
+    base.model.model_type = comfy.model_base.ModelType.V_PREDICTION
+    try:
+        with pytest.raises(ValueError, match="needs Stable Diffusion 2.1-base"):
+            comfy_inprocess.module("nodes.student").make_student(base, weights, MINI)
+    finally:
+        base.model.model_type = before
+
+
+def test_a_file_replaced_under_its_name_is_loaded_again(comfy_inprocess: InProcessComfy, models: Path) -> None:
+    loader = comfy_inprocess.node("TADSRModelLoader")
+    path = models / "tadsr" / "replaced.safetensors"
+    save(path, self_contained(1))
+    before = loader.fingerprint_inputs(path.name, NO_BASE)
+    assert loader.fingerprint_inputs(path.name, NO_BASE) == before
+    save(path, self_contained(2))
+    assert loader.fingerprint_inputs(path.name, NO_BASE) != before
+
+
+def test_weights_are_found_in_extra_model_paths(
+    comfy_inprocess: InProcessComfy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of a real start: the file is read before the pack is loaded."""
+    import folder_paths
+    from utils.extra_config import load_extra_path_config
+
+    known = {k: v for k, v in folder_paths.folder_names_and_paths.items() if k != "tadsr"}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "extra.safetensors").touch()
+    (tmp_path / "mine" / "notes.txt").touch()
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"mine:\n    base_path: {tmp_path}\n    tadsr: mine\n")
+    load_extra_path_config(str(config))
+    comfy_inprocess.module("nodes.folders").register_weights_folder()
+    options = comfy_inprocess.node("TADSRModelLoader").GET_SCHEMA().inputs[0].options
+    assert "extra.safetensors" in options and "notes.txt" not in options
