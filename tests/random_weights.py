@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 
-from host import torch_import_shim
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from tadsr.lora import Adapter
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, Metadata, TadsrWeights
-
-torch_import_shim.install()  # diffusers imports torchvision
-from diffusers import UNet2DConditionModel  # noqa: E402
-from diffusers.models.autoencoders.vae import Decoder  # noqa: E402
-
-from training.export_mini import weights_from_student  # noqa: E402
-from training.mini import MiniStudent  # noqa: E402
+from training.export_mini import weights_from_student
+from training.mini import MiniStudent
 
 SD_CONTEXT_WIDTH = 1024
 ADAPTED = ("input_blocks.0.0", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", "middle_block.0.out_layers.3")

@@ -8,21 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from node_pack import NO_BASE, load_pack, models_folder, picture
 from random_weights import adapters_for, sd_checkpoint, self_contained
 from safetensors.torch import save_file
 from torch import Tensor
 
 from comfy_in_process import InProcessComfy
-from host import torch_import_shim
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
 from tadsr.geometry import pad_to_multiple
 from tadsr.keys import ldm_unet_to_diffusers
 from tadsr.schedule import LATENT_SCALE, x0_from_residual
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, encoder_state_dict, save, unet_state_dict
-
-torch_import_shim.install()  # diffusers imports torchvision
-from diffusers import UNet2DConditionModel  # noqa: E402
 
 MINI, ADAPTERS, CHECKPOINT = "loader-mini.safetensors", "loader-adapters.safetensors", "loader-sd.safetensors"
 

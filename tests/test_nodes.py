@@ -14,12 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from comfy_in_process import InProcessComfy
-from host import torch_import_shim
 from tadsr.geometry import resize_bicubic
 from tadsr.schedule import LATENT_SCALE, sigma
 from tadsr.weights import save
-
-torch_import_shim.install()  # diffusers imports torchvision
 
 MINI = "random-mini.safetensors"
 
