@@ -180,7 +180,7 @@ def make_tree(folder: Path, version: str, main: str = "") -> Path:
 
 def test_comfyui_that_is_too_old_is_refused(tmp_path: Path) -> None:
     assert comfyui.existing_comfyui(make_tree(tmp_path / "new", "0.100.0"))
-    with pytest.raises(HostError, match=r"is ComfyUI 0\.9\.2; 0\.24\.0 or newer is needed"):
+    with pytest.raises(HostError, match=r"is ComfyUI 0\.9\.2; 0\.16\.3 or newer is needed"):
         comfyui.existing_comfyui(make_tree(tmp_path / "old", "0.9.2"))
 
 
