@@ -75,6 +75,7 @@ def encoding_inputs() -> list[io.Combo.Input | io.Int.Input]:
             default=0,
             min=0,
             max=MAX_SEED,
+            control_after_generate=io.ControlAfterGenerate.fixed,  # else the page draws a new one for each run
             optional=True,
             advanced=True,
             tooltip="Seed of the draw, when encoding is sample; image n of a batch uses seed + n.",

@@ -214,7 +214,7 @@ class TimeAwareEncoder(nn.Module):
         self.config = config
         self.encoder = TimeAwareTrunk(config, operations, **factory)
         moments = 2 * config.latent_channels
-        self.quant_conv = operations.Conv2d(moments, moments, 1, **factory)  # type: ignore[union-attr]
+        self.quant_conv = operations.Conv2d(moments, moments, 1, **factory)
 
     @property
     def downscale(self) -> int:

@@ -37,7 +37,7 @@ class MiniStudent(nn.Module):
             layers_per_block=1,
             down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            attention_head_dim=tuple(c // HEAD_CHANNELS for c in UNET_CHANNELS),
+            attention_head_dim=tuple(c // HEAD_CHANNELS for c in UNET_CHANNELS),  # type: ignore[arg-type]
             cross_attention_dim=CONTEXT_WIDTH,
             use_linear_projection=True,
         )

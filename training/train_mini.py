@@ -11,16 +11,19 @@ import argparse
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from tadsr.color import match_adain
 from tadsr.geometry import enlarge
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
 from training.degradation import FULL, LIGHT, degrade
@@ -30,29 +33,31 @@ from training.mini import MiniStudent
 
 SCALE = 4  # the degradation's factor
 FITTED = ("encoder.encoder.time_embedding.", "encoder.encoder.mid.block_2.")  # see training/mini_start.py
+IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2|time_emb_proj)\.")  # what residual blocks add to their shortcuts
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiniConfig:
     """Settings of one run; all of them are saved beside the checkpoint."""
 
-    steps: int = 6000
-    batch: int = 8
+    steps: int = 2000
+    batch: int = 4
     crop: int = 96  # pixels of a high-quality crop's side
-    learning_rate: float = 6e-4
+    learning_rate: float = 8e-4
     warmup_steps: int = 100
-    ema_decay: float = 0.998
+    ema_decay: float = 0.995
     clip_norm: float = 1.0
-    light_share: float = 0.3  # samples with the light degradation
+    light_share: float = 0.5  # samples with the light degradation
     validation_crops: int = 64  # the last crops of the file, from pictures of their own
     lpips_patch: int = 64  # VGG is costly on a CPU: LPIPS sees a random patch of this side,
-    lpips_samples: int = 4  # of this many samples of a batch
+    lpips_samples: int = 2  # of this many samples of a batch
     mse_weight: float = 10.0
-    l1_weight: float = 1.0  # at timestep 0, falls linearly to 0
-    lpips_weight: float = 1.0  # at timestep 1000, falls linearly to `lpips_floor` of it
-    lpips_floor: float = 0.15
+    l1_weight: float = 3.0  # at timestep 0, falls linearly to 0
+    lpips_weight: float = 1.5  # at timestep 1000, falls to 0 as the square of the timestep
+    colour_weight: float = 1.0  # on the distance of the decoded picture from its own colour match
     latent_weight: float = 1e-2  # on the square of x0, which the decoder's normalisation leaves free
-    fitted_rate: float = 0.005  # share of the learning rate for the layers that start fitted to the timestep
+    path_rate: float = 0.1  # share of the learning rate for the layers that carry the starting autoencoder
+    fitted_rate: float = 0.002  # and for those fitted to the timestep, whose inputs are large
     seed: int = 0
 
 
@@ -96,6 +101,21 @@ def learning_rate(config: MiniConfig, step: int) -> float:
     return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def parameter_groups(student: MiniStudent, config: MiniConfig) -> list[dict[str, Any]]:
+    """Returns the optimiser's groups: parameters, and their share of the learning rate."""
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in student.named_parameters():
+        learns = name.startswith("unet.") or IN_BLOCK.search(name) is not None
+        share = config.fitted_rate if name.startswith(FITTED) else 1.0 if learns else config.path_rate
+        groups.setdefault(share, []).append(parameter)
+    return [{"params": parameters, "share": share} for share, parameters in groups.items()]
+
+
+def match_colours(decoded: Tensor, lq: Tensor) -> Tensor:
+    """Returns the decoded pictures after AdaIN, as the nodes give them; all (B, 3, H, W) in [-1, 1]."""
+    return match_adain(decoded / 2 + 0.5, lq / 2 + 0.5) * 2 - 1
+
+
 def patch(image: Tensor, size: int, top: int, left: int) -> Tensor:
     return image[:, :, top : top + size, left : left + size]
 
@@ -110,7 +130,7 @@ def training_loss(
     size, count = min(config.lpips_patch, config.crop), min(config.lpips_samples, len(result))
     top, left = (int(v) for v in torch.randint(0, config.crop - size + 1, (2,)))
     lpips = perceptual(patch(result[:count], size, top, left), patch(target[:count], size, top, left))
-    lpips_weight = config.lpips_weight * (config.lpips_floor + (1 - config.lpips_floor) * fraction[:count])
+    lpips_weight = config.lpips_weight * fraction[:count] ** 2
     loss = (config.mse_weight * mse + config.l1_weight * (1 - fraction) * l1).mean()
     loss = loss + (lpips_weight * lpips).mean()
     parts = {"mse": mse.mean().item(), "l1": l1.mean().item(), "lpips": lpips.mean().item()}
@@ -153,9 +173,7 @@ def train(
     torch.manual_seed(config.seed)
     student, average = MiniStudent(), MiniStudent()
     average.load_state_dict(student.state_dict())
-    fitted = [p for name, p in student.named_parameters() if name.startswith(FITTED)]
-    others = [p for name, p in student.named_parameters() if not name.startswith(FITTED)]
-    groups = [{"params": others, "share": 1.0}, {"params": fitted, "share": config.fitted_rate}]
+    groups = parameter_groups(student, config)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
     perceptual = LPIPS(net="vgg")
     step, checkpoint = 0, output / "checkpoint.pt"
@@ -176,7 +194,10 @@ def train(
         down = student.encoder.downscale
         noise = torch.randn(len(lq), 4, config.crop // down, config.crop // down)
         x0 = student.restore_latent(lq, timestep, noise)
-        loss, parts = training_loss(config, perceptual, student.decode(x0), hq, timestep)
+        decoded = student.decode(x0)
+        result = match_colours(decoded, lq)
+        loss, parts = training_loss(config, perceptual, result, hq, timestep)
+        loss = loss + config.colour_weight * (decoded - result.detach()).square().mean()
         loss = loss + config.latent_weight * x0.square().mean()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step) * group["share"]
