@@ -7,6 +7,7 @@ a per-user cache directory (set TADSR_CACHE for another place). Nothing else on 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
     options = parse(arguments)
+    # A shell that starts jobs in the background makes them ignore SIGINT, which is how --keep-open ends.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         comfyui = chosen_comfyui()
         if comfyui is None:

@@ -33,7 +33,9 @@ GROUP_WEIGHTS = (0.6, 0.4)  # two groups carry the colours, unequally, so that t
 INITIAL_LOGVAR = -6.0  # the latent's noise starts at 1 % of its spread
 TIME_GAIN = 4.0  # measured: shifts then differ by 0.7 (root mean square) between timesteps 100 and 900
 RIDGE = 1e-4  # keeps the fitted time layer's weights small
-SMOOTHING = torch.tensor([1.0, 2.0, 1.0]) / 4  # after repetition of pixels: nearly linear interpolation
+SMOOTHING = torch.tensor([0.15, 0.7, 0.15])  # after repetition of pixels, and
+SHARPENING = torch.tensor([[0.0, -0.18, 0.0], [-0.18, 1.72, -0.18], [0.0, -0.18, 0.0]])  # of the latent's colours:
+"""with these the start comes nearest to bicubic enlargement (measured: 36 dB, by trying 24 combinations)."""
 
 
 @torch.no_grad()
@@ -159,7 +161,7 @@ def _start_decoder(decoder: Any, norm_groups: int) -> None:
     width = decoder.conv_norm_out.weight.shape[0]
     decoder.conv_in.weight[: 2 * COLOURS] = 0
     decoder.conv_in.bias[: 2 * COLOURS] = 0
-    decoder.conv_in.weight[: 2 * COLOURS, :COLOURS, 1, 1] = _pairs() / LATENT_GAIN
+    decoder.conv_in.weight[: 2 * COLOURS, :COLOURS] = _pairs()[:, :, None, None] * SHARPENING / LATENT_GAIN
     _route_pairs(decoder.up_blocks[-2].resnets[0].conv_shortcut, norm_groups)
     markers, _ = _layout(width, norm_groups)
     last_upsampling = decoder.up_blocks[-2].upsamplers[0].conv

@@ -41,10 +41,10 @@ class MiniConfig:
     """Settings of one run; all of them are saved beside the checkpoint."""
 
     steps: int = 2000
-    batch: int = 4
-    crop: int = 96  # pixels of a high-quality crop's side
-    learning_rate: float = 8e-4
-    warmup_steps: int = 100
+    batch: int = 6
+    crop: int = 64  # pixels of a high-quality crop's side
+    learning_rate: float = 6e-4
+    warmup_steps: int = 50
     ema_decay: float = 0.995
     clip_norm: float = 1.0
     light_share: float = 0.5  # samples with the light degradation
@@ -56,7 +56,7 @@ class MiniConfig:
     lpips_weight: float = 1.5  # at timestep 1000, falls to 0 as the square of the timestep
     colour_weight: float = 1.0  # on the distance of the decoded picture from its own colour match
     latent_weight: float = 1e-2  # on the square of x0, which the decoder's normalisation leaves free
-    path_rate: float = 0.1  # share of the learning rate for the layers that carry the starting autoencoder
+    path_rate: float = 0.5  # share of the learning rate for the layers that carry the starting autoencoder
     fitted_rate: float = 0.002  # and for those fitted to the timestep, whose inputs are large
     seed: int = 0
 
