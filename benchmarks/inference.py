@@ -20,7 +20,7 @@ from host.errors import HostError  # noqa: E402
 from host.interpreter import chosen_comfyui, prepare_comfyui, run_again  # noqa: E402
 
 SIDES = (64, 128, 256)  # pixels of the square input; the result has four times as many
-IMPORT_TIME = re.compile(r"^\s*([\d.]+) seconds:.*[/\\]custom_nodes[/\\]tadsr$", re.MULTILINE)
+IMPORT_TIME = re.compile(r"([\d.]+) seconds:.*[/\\]custom_nodes[/\\]tadsr\s*$", re.MULTILINE)
 MEGABYTE = 1e6
 
 

