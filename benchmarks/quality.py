@@ -2,7 +2,8 @@
 
 Prints one Markdown table per test set (bicubic: x4 downscaled; realesrgan: degraded with a fixed seed) with PSNR-Y,
 SSIM and LPIPS (AlexNet, VGG16) of bicubic and Lanczos enlargement and of the model at several timesteps, and
-writes a contact sheet per photograph.
+writes a contact sheet per photograph. While tuning a training, measure a checkpoint on the crops that the training
+leaves out instead: `--weights RUN/checkpoint.pt --held-out CROPS.npy`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.testset import DEGRADATIONS, Sample, load_test_set
+from benchmarks.testset import DEGRADATIONS, Sample, load_test_set, make_test_set
 from host.cache import cache_directory
 from host.sheet import before_after_sheet
 from tadsr.color import match_adain
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple
 from tadsr.weights import load
-from training.export_mini import student_from_weights
+from training.export_mini import load_student, student_from_weights
 from training.lpips import LPIPS
-from training.metrics import lpips_distance, psnr_y, ssim
+from training.metrics import Reference
 from training.mini import MiniStudent
+from training.train_mini import MiniConfig
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "tadsr-mini.safetensors"
 BORDER = 4  # pixels left out of PSNR and SSIM at each side: the scale, as is usual
@@ -66,21 +69,28 @@ def student_upscaler(student: MiniStudent, timestep: int) -> Upscaler:
 
 def measure(methods: dict[str, Upscaler], samples: list[Sample], sheets: Path | None) -> dict[str, list[float]]:
     """Returns the mean PSNR-Y, SSIM, LPIPS-Alex, LPIPS-VGG and seconds of each method over the samples."""
-    alex, vgg = LPIPS(net="alex"), LPIPS(net="vgg")
+    networks = [LPIPS(net=net) for net in ("alex", "vgg")]
     rows: dict[str, list[list[float]]] = {name: [] for name in methods}
     for sample in samples:
         target = to_tensor(sample.hq)
+        reference = Reference(target, networks, BORDER)
         pictures: dict[str, Tensor] = {}
         for name, upscale in methods.items():
             started = time.perf_counter()
-            result = pictures[name] = upscale(sample.lq)
+            pictures[name] = upscale(sample.lq)
             seconds = time.perf_counter() - started
-            scores = (psnr_y(result, target, BORDER), ssim(result, target, BORDER))
-            distances = (lpips_distance(result, target, net) for net in (alex, vgg))
-            rows[name].append([*(s.item() for s in (*scores, *distances)), seconds])
+            scores = reference.score(pictures[name])
+            rows[name].append([scores.psnr_y, scores.ssim, *scores.lpips.values(), seconds])
         if sheets is not None:
             write_sheet(sheets / f"{sample.name}.png", pictures | {"photograph": target})
     return {name: np.mean(values, axis=0).tolist() for name, values in rows.items()}
+
+
+def held_out_samples(crops_path: Path, kind: str, count: int) -> list[Sample]:
+    """Returns `count` of the crops that training.train_mini leaves out, degraded by `kind` of the test sets."""
+    crops = np.load(crops_path, mmap_mode="r")[-MiniConfig().validation_crops :]
+    chosen = [np.array(crop) for crop in crops[:: max(1, len(crops) // count)][:count]]
+    return [replace(s, name=f"held-out{i:02d}") for i, s in enumerate(make_test_set(kind, chosen), start=1)]
 
 
 def write_sheet(path: Path, pictures: dict[str, Tensor]) -> None:
@@ -107,13 +117,17 @@ def table(results: dict[str, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument(
+        "--weights", type=Path, default=WEIGHTS, help="a weights file, or a checkpoint (.pt) of training.train_mini"
+    )
+    parser.add_argument("--held-out", type=Path, metavar="CROPS", help="measure on crops that the training left out")
     parser.add_argument("--timesteps", default="100,300,500,700,900")
     parser.add_argument("--kinds", default=",".join(DEGRADATIONS), help="test sets, by name")
     parser.add_argument("--limit", type=int, default=24, help="only the first photographs of each set")
     parser.add_argument("--sheets", type=Path, default=cache_directory() / "quality", help="folder of the sheets")
     arguments = parser.parse_args()
-    student = student_from_weights(load(arguments.weights))
+    is_checkpoint = arguments.weights.suffix == ".pt"
+    student = load_student(arguments.weights)[0] if is_checkpoint else student_from_weights(load(arguments.weights))
     methods = {
         "bicubic": pillow_upscaler(Image.Resampling.BICUBIC),
         "Lanczos": pillow_upscaler(Image.Resampling.LANCZOS),
@@ -121,7 +135,10 @@ def main() -> None:
     for timestep in map(int, arguments.timesteps.split(",")):
         methods[f"tadsr-mini t={timestep}"] = student_upscaler(student, timestep)
     for kind in arguments.kinds.split(","):
-        samples = load_test_set(kind)[: arguments.limit]
+        if arguments.held_out:
+            samples = held_out_samples(arguments.held_out, kind, arguments.limit)
+        else:
+            samples = load_test_set(kind)[: arguments.limit]
         print(f"\n{kind}, mean of {len(samples)}:\n\n{table(measure(methods, samples, arguments.sheets / kind))}")
     print(f"\nsheets: {arguments.sheets}")
 

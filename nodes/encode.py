@@ -19,6 +19,7 @@ from .sockets import (
     Encoder,
     encoding_inputs,
     exact_size_inputs,
+    image_input,
     scale_input,
     timestep_input,
 )
@@ -40,7 +41,7 @@ class TADSREncode(io.ComfyNode):
             search_aliases=["tadsr encode", "time aware vae encoder"],
             inputs=[
                 Encoder.Input("encoder"),
-                io.Image.Input("image", tooltip="Grey, RGB or RGBA, of any size."),
+                image_input(),
                 timestep_input(),
                 scale_input(),
                 *exact_size_inputs(),

@@ -15,6 +15,11 @@ ENCODINGS = ("mode", "sample")
 Encoder = io.Custom("TADSR_ENCODER")
 
 
+def image_input() -> io.Image.Input:
+    """Returns the picture to upscale."""
+    return io.Image.Input("image", tooltip="Grey, RGB or RGBA, of any size.")
+
+
 def timestep_input() -> io.Int.Input:
     """Returns the timestep dial."""
     return io.Int.Input(

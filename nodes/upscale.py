@@ -24,6 +24,7 @@ from .sockets import (
     color_match_input,
     encoding_inputs,
     exact_size_inputs,
+    image_input,
     scale_input,
     timestep_input,
 )
@@ -60,7 +61,7 @@ class TADSRUpscale(io.ComfyNode):
                 io.Model.Input("model"),
                 Encoder.Input("encoder"),
                 io.Vae.Input("vae"),
-                io.Image.Input("image", tooltip="Grey, RGB or RGBA, of any size."),
+                image_input(),
                 timestep_input(),
                 scale_input(),
                 color_match_input(),

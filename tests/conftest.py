@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from comfy_in_process import InProcessComfy
 from host import torch_import_shim
 from host.comfyui import DEFAULT_VERSION, existing_comfyui, fetch_comfyui
 from host.server import PACK, PACK_NAME, ComfyServer
+from training.lpips import LPIPS
+from training.lpips_weights import LpipsWeightsError
 
 torch_import_shim.install()  # before any test imports torchvision, which diffusers does too
 
@@ -47,6 +49,19 @@ def comfy_server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -
 def comfy_inprocess(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> InProcessComfy:
     """ComfyUI in this process: `import comfy...` works, and the pack is loaded as ComfyUI loads it."""
     return comfy_in_process.load(comfyui_path, tmp_path_factory.mktemp("comfy-in-process"))
+
+
+@pytest.fixture(scope="session")
+def lpips_network() -> Callable[[str], LPIPS]:
+    """Gives the LPIPS network of a name, alex or vgg; the test is skipped where its weights cannot be fetched."""
+
+    def load(net: str) -> LPIPS:
+        try:
+            return LPIPS(net)
+        except LpipsWeightsError as error:
+            pytest.skip(f"needs the weights of LPIPS, which could not be fetched: {error}")
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,19 @@ def self_contained(seed: int = 0) -> TadsrWeights:
     return weights_from_student(random_student(seed), source_sha256="", steps=0, dtype=torch.float32)
 
 
+def sd_unet() -> UNet2DConditionModel:
+    """Returns a UNet of SD 2.1's widths, with one level of one block."""
+    return UNet2DConditionModel(
+        block_out_channels=(320,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=(5,),
+        cross_attention_dim=SD_CONTEXT_WIDTH,
+        use_linear_projection=True,
+    )
+
+
 def sd_checkpoint() -> dict[str, Tensor]:
     """Returns a checkpoint that ComfyUI takes for Stable Diffusion 2.1: its widths, one level of one block.
 
@@ -46,15 +59,7 @@ def sd_checkpoint() -> dict[str, Tensor]:
     """
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        unet = UNet2DConditionModel(
-            block_out_channels=(320,),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",),
-            up_block_types=("CrossAttnUpBlock2D",),
-            attention_head_dim=(5,),
-            cross_attention_dim=SD_CONTEXT_WIDTH,
-            use_linear_projection=True,
-        )
+        unet = sd_unet()
         encoder = TimeAwareEncoder(EncoderConfig())
         decoder = Decoder(
             in_channels=4,

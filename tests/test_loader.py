@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from node_pack import NO_BASE, load_pack, models_folder, picture
-from random_weights import adapters_for, sd_checkpoint, self_contained
+from random_weights import adapters_for, sd_checkpoint, sd_unet, self_contained
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -67,15 +66,7 @@ def reference_step(
     encoder.load_state_dict(encoder_state_dict(weights, vae))
     base = {k.removeprefix("model."): t for k, t in checkpoint.items() if k.startswith(BASE_UNET_PREFIX)}
     merged = {k.removeprefix("diffusion_model."): t for k, t in unet_state_dict(weights, base).items()}
-    unet = UNet2DConditionModel(
-        block_out_channels=(320,),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        attention_head_dim=(5,),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    ).eval()
+    unet = sd_unet().eval()
     unet.load_state_dict(ldm_unet_to_diffusers(merged))
     padded, _ = pad_to_multiple(enlarged.movedim(-1, 1), encoder.downscale)
     latent = mode(encoder(padded * 2 - 1, torch.tensor([timestep])))

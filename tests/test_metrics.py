@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,16 +9,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from training.lpips import LPIPS
-from training.lpips_weights import LpipsWeightsError
-from training.metrics import lpips_distance, luma, measure, psnr_y, ssim
+from training.metrics import Reference, luma, psnr_y, ssim
 
 
 @pytest.fixture(scope="module")
-def alex() -> LPIPS:
-    try:
-        return LPIPS("alex")
-    except LpipsWeightsError as error:
-        pytest.skip(f"needs the weights of LPIPS, which could not be fetched: {error}")
+def alex(lpips_network: Callable[[str], LPIPS]) -> LPIPS:
+    return lpips_network("alex")
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -78,25 +76,20 @@ def test_ssim_of_flat_images_compares_their_means() -> None:
 
 
 def test_every_measure_prefers_less_noise(alex: LPIPS) -> None:
-    little, much = measure(*pictures(), alex)
+    noisy, clean = pictures()
+    reference = Reference(clean[:1], [alex])
+    little, much = (reference.score(noisy[i : i + 1]) for i in range(2))
     assert little.psnr_y > much.psnr_y + 6
     assert little.ssim > much.ssim
-    assert little.lpips < much.lpips
+    assert little.lpips["alex"] < much.lpips["alex"]
 
 
 def test_scores_are_those_of_the_single_measures(alex: LPIPS) -> None:
-    result, reference = pictures()
-    second = measure(result, reference, alex, border=2)[1]
-    assert second.psnr_y == psnr_y(result, reference, 2)[1].item()
-    assert second.ssim == ssim(result, reference, 2)[1].item()
-    assert second.lpips == lpips_distance(result, reference, alex)[1].item()
-
-
-def test_lpips_is_given_images_in_its_own_range(alex: LPIPS) -> None:
-    result, reference = pictures()
-    expected = alex(2 * result - 1, 2 * reference - 1).tolist()
-    assert lpips_distance(result.requires_grad_(), reference, alex).tolist() == pytest.approx(expected)
-    assert not lpips_distance(result, reference, alex).requires_grad
+    result, reference = (images[1:] for images in pictures())
+    scores = Reference(reference, [alex], border=2).score(result.requires_grad_())
+    assert scores.psnr_y == psnr_y(result, reference, 2).item()
+    assert scores.ssim == ssim(result, reference, 2).item()
+    assert scores.lpips == {"alex": pytest.approx(alex(2 * result - 1, 2 * reference - 1).item())}
 
 
 @pytest.mark.parametrize("measured", [psnr_y, ssim])

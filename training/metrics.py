@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,25 +23,36 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What `measure` finds for one image."""
+    """What `Reference.score` finds for one image."""
 
     psnr_y: float
     """In dB; higher is closer."""
     ssim: float
     """At most 1; higher is closer."""
-    lpips: float
-    """At least 0; lower is closer."""
+    lpips: dict[str, float]
+    """By network, alex or vgg; at least 0; lower is closer."""
 
 
-def measure(result: Tensor, reference: Tensor, lpips: LPIPS, border: int = 0) -> list[Scores]:
-    """Returns the scores of each image of a batch: (B, 3, H, W) in [0, 1]. LPIPS sees the border too."""
-    columns = (
-        psnr_y(result, reference, border),
-        ssim(result, reference, border),
-        lpips_distance(result, reference, lpips),
-    )
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [Scores(psnr_y=p, ssim=s, lpips=d) for p, s, d in rows]
+class Reference:
+    """A true image, which many results are compared with: its LPIPS features are computed once."""
+
+    @torch.no_grad()
+    def __init__(self, image: Tensor, networks: Sequence[LPIPS] = (), border: int = 0) -> None:
+        """image: (1, 3, H, W) in [0, 1]; border: pixels at each side that PSNR and SSIM leave out, LPIPS does not."""
+        self.image, self.border = image, border
+        self.features = [(network, network.features(image * 2 - 1)) for network in networks]
+
+    @torch.no_grad()
+    def score(self, result: Tensor) -> Scores:
+        """Returns the scores of `result`, of the shape and range of the image. Errors as `psnr_y` and `ssim`."""
+        return Scores(
+            psnr_y=psnr_y(result, self.image, self.border).item(),
+            ssim=ssim(result, self.image, self.border).item(),
+            lpips={
+                network.net: network.distance(network.features(result * 2 - 1), features).item()
+                for network, features in self.features
+            },
+        )
 
 
 def luma(image: Tensor) -> Tensor:
@@ -74,12 +86,6 @@ def ssim(result: Tensor, reference: Tensor, border: int = 0) -> Tensor:
     means = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
     return (means * structure).mean(dim=(1, 2, 3))
-
-
-@torch.no_grad()
-def lpips_distance(result: Tensor, reference: Tensor, lpips: LPIPS) -> Tensor:
-    """Returns the perceptual distance (B,) of images (B, 3, H, W) in [0, 1]."""
-    return lpips(result * 2 - 1, reference * 2 - 1)
 
 
 def _luma_inside(result: Tensor, reference: Tensor, border: int) -> tuple[Tensor, Tensor]:
