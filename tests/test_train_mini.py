@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tadsr.schedule import LATENT_SCALE, alpha_bar
 from tadsr.weights import load, save
 from training.export_mini import load_student, student_from_weights, weights_from_student
-from training.lpips_weights import LpipsWeightsError, weights_path
+from training.lpips import LPIPS
 from training.mini import MiniStudent, scale_gradient
-from training.train_mini import MiniConfig, learning_rate, make_pair, train
+from training.train_mini import (
+    MiniConfig,
+    draw_timesteps,
+    enlarge_lq,
+    learning_rate,
+    make_pair,
+    match_colours,
+    sharpen,
+    train,
+    training_loss,
+)
 
-CONFIG = MiniConfig(steps=4, batch=2, crop=32, lpips_patch=32, warmup_steps=1, validation_crops=1)
+CONFIG = MiniConfig(steps=4, batch=2, crop=32, warmup_steps=1, validation_crops=1)
 
 
 def crops(count: int = 6) -> np.ndarray:
@@ -52,13 +64,44 @@ def test_a_new_student_s_latents_have_one_size_at_all_timesteps() -> None:
 
 
 @torch.inference_mode()
-def test_a_new_student_returns_about_the_picture_it_got() -> None:
+def test_a_new_student_returns_the_picture_it_got(repository: Path) -> None:
     torch.manual_seed(0)
     student = MiniStudent()
-    picture = torch.from_numpy(crops(2)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    for timestep in (100, 500, 900):
-        error = (student(picture, torch.tensor([timestep, timestep])) - picture).abs().mean().item()
-        assert error < 0.15, f"{error:.3f} at timestep {timestep}: the starting autoencoder does not fit together"
+    photograph = np.asarray(Image.open(repository / "assets" / "sample.jpg").convert("RGB"))[40:64, 40:64]
+    picture = enlarge_lq(photograph)[None]
+    for timestep in (1, 500, 999):
+        result = match_colours(student(picture, torch.tensor([timestep])), picture)
+        decibels = -10 * torch.log10((result - picture).square().mean() / 4).item()
+        assert decibels > 40, f"{decibels:.1f} dB at timestep {timestep}: the start is not bicubic enlargement"
+
+
+def test_timesteps_of_a_batch_ascend_through_the_whole_range() -> None:
+    drawn = torch.stack([draw_timesteps(6) for _ in range(2000)])
+    assert (drawn[:, 1:] >= drawn[:, :-1]).all()
+    assert (drawn.min().item(), drawn.max().item()) == (1, 999)
+    assert drawn.float().mean().item() == pytest.approx(500, abs=5)
+    assert ((drawn - 1) // 166.5).long().eq(torch.arange(6)).float().mean() > 0.98  # one in each sixth
+
+
+def test_sharpening_adds_the_unsharp_mask() -> None:
+    edge = torch.zeros(2, 3, 20, 20)
+    edge[..., 10:] = 0.5
+    same, sharper = sharpen(edge, torch.tensor([0.0, 1.0]))
+    assert torch.equal(same, edge[0])
+    assert torch.allclose(sharper[..., 0], torch.zeros(3, 20), atol=1e-6)  # flat areas stay
+    assert sharper[..., 9].max() < -0.1 and sharper[..., 10].min() > 0.6  # both sides of the edge overshoot
+
+
+def test_loss_asks_low_timesteps_for_pixels_and_high_ones_for_likeness(lpips_network: Callable[[str], LPIPS]) -> None:
+    perceptual = lpips_network("vgg")
+    target = torch.from_numpy(crops(1)).permute(0, 3, 1, 2).float()[..., :32, :32] / 127.5 - 1
+
+    def loss(result: torch.Tensor, timestep: int) -> float:
+        return training_loss(CONFIG, perceptual, result, target, torch.tensor([timestep]))[0].item()
+
+    shift, noise = target + 0.1, target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    assert loss(target, 100) < loss(noise, 100) and loss(target, 100) < loss(shift, 100)
+    assert loss(noise, 900) / loss(shift, 900) > loss(noise, 100) / loss(shift, 100)
 
 
 def test_scale_gradient_scales_only_the_gradient() -> None:
@@ -69,11 +112,8 @@ def test_scale_gradient_scales_only_the_gradient() -> None:
     assert x.grad is not None and x.grad.tolist() == pytest.approx([0.5, 0.1])
 
 
-def test_resuming_equals_an_uninterrupted_run(tmp_path: Path) -> None:
-    try:
-        weights_path("vgg")
-    except LpipsWeightsError as error:
-        pytest.skip(f"LPIPS weights cannot be had: {error}")
+def test_resuming_equals_an_uninterrupted_run(tmp_path: Path, lpips_network: Callable[[str], LPIPS]) -> None:
+    lpips_network("vgg")  # the training loads its own
     np.save(tmp_path / "crops.npy", crops())
     for name, stops in (("whole", [4]), ("resumed", [2, 4])):
         for steps in stops:

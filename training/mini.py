@@ -17,7 +17,7 @@ from training.mini_start import start_as_autoencoder
 
 VAE_CHANNELS = (32, 32, 64)  # 32 is the least that ComfyUI's VAE can be built with
 VAE_NORM_GROUPS = 4  # with SD's 32, every channel would be normalised alone and lose its mean: no colours
-UNET_CHANNELS = (64, 96, 192)
+UNET_CHANNELS = (96, 96, 128)  # most of the work at full latent resolution, attention only where it is cheap
 CONTEXT_TOKENS, CONTEXT_WIDTH = 8, 64  # the learned default prompt
 HEAD_CHANNELS = 64  # as in SD 2.1
 

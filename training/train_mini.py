@@ -21,17 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from tadsr.color import match_adain
 from tadsr.geometry import enlarge
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
 from training.degradation import FULL, LIGHT, degrade
-from training.losses import blurred_mse
+from training.losses import blurred_mse, gaussian_kernel
 from training.lpips import LPIPS
 from training.mini import MiniStudent
 
 SCALE = 4  # the degradation's factor
+SHARPENING_SIZE, SHARPENING_SIGMA = 9, 1.5  # of the unsharp mask's Gaussian, in pixels
 FITTED = ("encoder.encoder.time_embedding.", "encoder.encoder.mid.block_2.")  # see training/mini_start.py
 IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2|time_emb_proj)\.")  # what residual blocks add to their shortcuts
 
@@ -40,23 +42,25 @@ IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2|time_emb_proj)\.")  # what re
 class MiniConfig:
     """Settings of one run; all of them are saved beside the checkpoint."""
 
-    steps: int = 2000
+    steps: int = 5000
     batch: int = 6
     crop: int = 64  # pixels of a high-quality crop's side
-    learning_rate: float = 6e-4
-    warmup_steps: int = 50
-    ema_decay: float = 0.995
+    learning_rate: float = 5e-4
+    warmup_steps: int = 200
+    ema_decay: float = 0.998
     clip_norm: float = 1.0
-    light_share: float = 0.5  # samples with the light degradation
+    light_share: float = 0.7  # samples with the light degradation
     validation_crops: int = 64  # the last crops of the file, from pictures of their own
-    lpips_patch: int = 64  # VGG is costly on a CPU: LPIPS sees a random patch of this side,
-    lpips_samples: int = 2  # of this many samples of a batch
+    lpips_samples: int = 3  # VGG is costly on a CPU: LPIPS sees this many, those of the highest timesteps
     mse_weight: float = 10.0
-    l1_weight: float = 3.0  # at timestep 0, falls linearly to 0
-    lpips_weight: float = 1.5  # at timestep 1000, falls to 0 as the square of the timestep
+    l1_weight: float = 3.0  # at timestep 0, falls linearly
+    l1_floor: float = 1.0  # to this at timestep 1000
+    lpips_weight: float = 1.0  # at timestep 1000, falls to 0 as the cube of the timestep
+    sharpening: float = 1.0  # of the target at timestep 1000, falls linearly to 0 at 500
     colour_weight: float = 1.0  # on the distance of the decoded picture from its own colour match
     latent_weight: float = 1e-2  # on the square of x0, which the decoder's normalisation leaves free
-    path_rate: float = 0.5  # share of the learning rate for the layers that carry the starting autoencoder
+    unet_rate: float = 0.4  # share of the learning rate for the UNet: with all of it, its features grow without end
+    path_rate: float = 0.15  # and for the layers that carry the starting autoencoder
     fitted_rate: float = 0.002  # and for those fitted to the timestep, whose inputs are large
     seed: int = 0
 
@@ -105,8 +109,12 @@ def parameter_groups(student: MiniStudent, config: MiniConfig) -> list[dict[str,
     """Returns the optimiser's groups: parameters, and their share of the learning rate."""
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in student.named_parameters():
-        learns = name.startswith("unet.") or IN_BLOCK.search(name) is not None
-        share = config.fitted_rate if name.startswith(FITTED) else 1.0 if learns else config.path_rate
+        if name.startswith("unet."):
+            share = config.unet_rate
+        elif name.startswith(FITTED):
+            share = config.fitted_rate
+        else:
+            share = 1.0 if IN_BLOCK.search(name) else config.path_rate
         groups.setdefault(share, []).append(parameter)
     return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
@@ -116,23 +124,41 @@ def match_colours(decoded: Tensor, lq: Tensor) -> Tensor:
     return match_adain(decoded / 2 + 0.5, lq / 2 + 0.5) * 2 - 1
 
 
-def patch(image: Tensor, size: int, top: int, left: int) -> Tensor:
-    return image[:, :, top : top + size, left : left + size]
+def draw_timesteps(count: int) -> Tensor:
+    """Returns `count` timesteps, ascending: one drawn uniformly from each of as many equal parts of the range."""
+    position = (torch.arange(count) + torch.rand(count)) / count
+    return MIN_TIMESTEP + (position * (MAX_TIMESTEP + 1 - MIN_TIMESTEP)).long().clamp(max=MAX_TIMESTEP - MIN_TIMESTEP)
+
+
+def sharpen(image: Tensor, amount: Tensor) -> Tensor:
+    """Returns each image with `amount`, (B,), times its unsharp mask added; images (B, 3, H, W) in [-1, 1].
+
+    Real-ESRGAN (arXiv 2107.10833, section 4.1) trains on such targets, for visibly sharper results.
+    """
+    line = gaussian_kernel(SHARPENING_SIZE, SHARPENING_SIGMA)
+    kernel = torch.outer(line, line).expand(image.shape[1], 1, -1, -1)
+    blurred = F.conv2d(F.pad(image, [SHARPENING_SIZE // 2] * 4, mode="reflect"), kernel, groups=image.shape[1])
+    return (image + amount[:, None, None, None] * (image - blurred)).clamp(-1, 1)
 
 
 def training_loss(
     config: MiniConfig, perceptual: LPIPS, result: Tensor, target: Tensor, timestep: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss and its parts, means over the batch. result, target: (B, 3, H, W); timestep: (B,)."""
+    """Returns the loss and its parts, means over the batch.
+
+    result, target: (B, 3, H, W); timestep: (B,), ascending.
+    """
     fraction = timestep.float() / 1000
     mse = blurred_mse(result, target, timestep)
+    target = sharpen(target, config.sharpening * (2 * fraction - 1).clamp(min=0))
     l1 = (result - target).abs().mean(dim=(1, 2, 3))
-    size, count = min(config.lpips_patch, config.crop), min(config.lpips_samples, len(result))
-    top, left = (int(v) for v in torch.randint(0, config.crop - size + 1, (2,)))
-    lpips = perceptual(patch(result[:count], size, top, left), patch(target[:count], size, top, left))
-    lpips_weight = config.lpips_weight * fraction[:count] ** 2
-    loss = (config.mse_weight * mse + config.l1_weight * (1 - fraction) * l1).mean()
-    loss = loss + (lpips_weight * lpips).mean()
+    l1_weight = config.l1_weight + fraction * (config.l1_floor - config.l1_weight)
+    loss = (config.mse_weight * mse + l1_weight * l1).mean()
+    count = config.lpips_samples
+    with torch.no_grad():
+        features = perceptual.features(target[-count:])
+    lpips = perceptual.distance(perceptual.features(result[-count:]), features)
+    loss = loss + config.lpips_weight * (fraction[-count:] ** 3 * lpips).sum() / len(result)
     parts = {"mse": mse.mean().item(), "l1": l1.mean().item(), "lpips": lpips.mean().item()}
     return loss, parts
 
@@ -140,8 +166,7 @@ def training_loss(
 @torch.no_grad()
 def update_average(average: MiniStudent, student: MiniStudent, decay: float) -> None:
     """Moves the averaged weights towards the student's."""
-    for a, b in zip(average.parameters(), student.parameters(), strict=True):
-        a.lerp_(b, 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
 
 
 def save_checkpoint(path: Path, state: dict[str, object]) -> None:
@@ -160,10 +185,12 @@ def train(
     output: Path,
     save_every: int,
     log_every: int,
+    workers: int = 0,
     stop_after: int | None = None,
 ) -> None:
     """Runs the loop from the last checkpoint in `output`, or from the start, to `config.steps`.
 
+    workers: processes that prepare data; with 0, the training does it in between, best on few cores.
     stop_after: a step to stop at earlier, with the learning rate of the whole run.
     """
     stop = min(config.steps, stop_after or config.steps)
@@ -174,7 +201,7 @@ def train(
     student, average = MiniStudent(), MiniStudent()
     average.load_state_dict(student.state_dict())
     groups = parameter_groups(student, config)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
     perceptual = LPIPS(net="vgg")
     step, checkpoint = 0, output / "checkpoint.pt"
     if checkpoint.exists():
@@ -185,12 +212,12 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         print(f"resumed at step {step}", flush=True)
     data = DegradedCrops(crops, config, step * config.batch)
-    batches = iter(DataLoader(data, batch_size=config.batch, num_workers=1, prefetch_factor=4))
+    batches = iter(DataLoader(data, batch_size=config.batch, num_workers=workers))
     started, first = time.time(), step
     while step < stop:
         torch.manual_seed(config.seed * 1_000_003 + step)
         lq, hq = next(batches)
-        timestep = torch.randint(MIN_TIMESTEP, MAX_TIMESTEP + 1, (len(lq),))
+        timestep = draw_timesteps(len(lq))
         down = student.encoder.downscale
         noise = torch.randn(len(lq), 4, config.crop // down, config.crop // down)
         x0 = student.restore_latent(lq, timestep, noise)
@@ -233,12 +260,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and the log")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare data")
     defaults = MiniConfig()
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
-    paths = {k: arguments.pop(k) for k in ("crops", "output", "save_every", "log_every")}
-    train(MiniConfig(**arguments), paths["crops"], paths["output"], paths["save_every"], paths["log_every"])
+    run = {name: arguments.pop(name) for name in ("save_every", "log_every", "workers")}
+    crops, output = arguments.pop("crops"), arguments.pop("output")
+    train(MiniConfig(**arguments), crops, output, **run)
 
 
 if __name__ == "__main__":
