@@ -2,7 +2,8 @@
 
 From random weights, a small network spends most of its training on reproducing colours. Started like this, it
 encodes 4x4 averages of red, green and blue in three latent channels, in proportion to sqrt(alpha_bar_t), and decodes
-them to a smooth enlargement; the UNet's residual starts at zero. All training goes into what is better than that.
+them to a smooth enlargement; the UNet's residual starts at zero in these, and writes the timestep into the fourth. All
+training goes into what is better than that.
 
 The normalisations before the two output layers would divide by the picture's own contrast. A few channels of each
 group, the markers, hold constants of both signs that outweigh the picture, so that they divide by a constant; in the
@@ -71,7 +72,7 @@ def _strengthen_time(unet: nn.Module) -> None:
 
 
 def _write_time_into_latent(student: MiniStudent) -> None:
-    """Makes the fourth channel of x0 tell the timestep, about -1.7 to 1.7: the decoder knows it from nothing else.
+    """Makes the fourth channel of x0 tell the timestep, about -1 to 1: the decoder knows it from nothing else.
 
     It is read from the UNet's last features by least squares, over random latents.
     """
