@@ -155,9 +155,7 @@ def training_loss(
     l1_weight = config.l1_weight + fraction * (config.l1_floor - config.l1_weight)
     loss = (config.mse_weight * mse + l1_weight * l1).mean()
     count = config.lpips_samples
-    with torch.no_grad():
-        features = perceptual.features(target[-count:])
-    lpips = perceptual.distance(perceptual.features(result[-count:]), features)
+    lpips = perceptual(result[-count:], target[-count:])
     loss = loss + config.lpips_weight * (fraction[-count:] ** 3 * lpips).sum() / len(result)
     parts = {"mse": mse.mean().item(), "l1": l1.mean().item(), "lpips": lpips.mean().item()}
     return loss, parts
@@ -185,12 +183,10 @@ def train(
     output: Path,
     save_every: int,
     log_every: int,
-    workers: int = 0,
     stop_after: int | None = None,
 ) -> None:
     """Runs the loop from the last checkpoint in `output`, or from the start, to `config.steps`.
 
-    workers: processes that prepare data; with 0, the training does it in between, best on few cores.
     stop_after: a step to stop at earlier, with the learning rate of the whole run.
     """
     stop = min(config.steps, stop_after or config.steps)
@@ -212,7 +208,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         print(f"resumed at step {step}", flush=True)
     data = DegradedCrops(crops, config, step * config.batch)
-    batches = iter(DataLoader(data, batch_size=config.batch, num_workers=workers))
+    batches = iter(DataLoader(data, batch_size=config.batch))
     started, first = time.time(), step
     while step < stop:
         torch.manual_seed(config.seed * 1_000_003 + step)
@@ -260,12 +256,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and the log")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--log-every", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare data")
     defaults = MiniConfig()
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
-    run = {name: arguments.pop(name) for name in ("save_every", "log_every", "workers")}
+    run = {name: arguments.pop(name) for name in ("save_every", "log_every")}
     crops, output = arguments.pop("crops"), arguments.pop("output")
     train(MiniConfig(**arguments), crops, output, **run)
 
