@@ -66,12 +66,14 @@ def check_kernels(kernels: list[KernelParameters], sigma: tuple[float, float]) -
     gaussian = [k for k in kernels if k.family != "sinc"]
     turned = [k for k in gaussian if k.family.endswith("aniso")]
     straight = [k for k in gaussian if not k.family.endswith("aniso")]
+    assert all(k.beta == 1 for k in gaussian if k.family in ("iso", "aniso"))
     assert all(k.sigma_x == k.sigma_y and k.rotation == 0 for k in straight)
     check_uniform("sigma x", [k.sigma_x for k in gaussian], *sigma)
     check_uniform("sigma y", [k.sigma_y for k in turned], *sigma)
     check_uniform("rotation", [k.rotation for k in turned], -pi, pi)
     for family, low, high in (("generalized", 0.5, 4.0), ("plateau", 1.0, 2.0)):
         betas = [k.beta for k in gaussian if k.family.startswith(family)]
+        assert min(betas) >= low, f"{family}: beta below {low}"
         above = [beta for beta in betas if beta > 1]
         check_shares(f"{family}: beta above 1", [beta > 1 for beta in betas], {True: 0.5, False: 0.5})
         check_uniform(f"{family}: beta above 1", above, 1.0, high)
@@ -97,6 +99,7 @@ def test_first_stage_is_drawn_as_in_the_table(draws: list[DegradationParameters]
     stages = [d.first for d in draws if d.first is not None]
     kernels = [s.kernel for s in stages if s.kernel is not None]
     assert len(stages) == len(kernels) == DRAWS
+    assert not any(s.resize.antialias for s in stages)
     check_kernels(kernels, (0.2, 3.0))
     check_scales([s.resize.scale for s in stages], (0.2, 0.7, 0.1), 0.15, 1.5)
     check_shares("modes", [s.resize.mode for s in stages], MODES)
@@ -106,6 +109,7 @@ def test_first_stage_is_drawn_as_in_the_table(draws: list[DegradationParameters]
 
 def test_second_stage_is_drawn_as_in_the_table(draws: list[DegradationParameters]) -> None:
     stages = [d.second for d in draws]
+    assert not any(s.resize.antialias for s in stages)
     check_shares("blur", [s.kernel is not None for s in stages], {True: 0.8, False: 0.2})
     check_kernels([s.kernel for s in stages if s.kernel is not None], (0.2, 1.5))
     check_scales([s.resize.scale for s in stages], (0.3, 0.4, 0.3), 0.3, 1.2)
@@ -115,6 +119,8 @@ def test_second_stage_is_drawn_as_in_the_table(draws: list[DegradationParameters
 
 def test_final_steps_are_drawn_as_in_the_table(draws: list[DegradationParameters]) -> None:
     kernels = [d.final_kernel for d in draws if d.final_kernel is not None]
+    assert {k.family for k in kernels} == {"sinc"}
+    assert {(d.downscale, d.final_antialias) for d in draws} == {(4, False)}
     check_shares("sinc", [d.final_kernel is not None for d in draws], {True: 0.8, False: 0.2})
     check_shares("sizes", [k.size for k in kernels], SIZES)
     check_cutoffs("final sinc", kernels)
@@ -123,11 +129,34 @@ def test_final_steps_are_drawn_as_in_the_table(draws: list[DegradationParameters
     check_shares("JPEG", [d.final_quality for d in draws], dict.fromkeys(range(30, 96), 1 / 66))
 
 
+def test_parameters_are_drawn_independently_of_each_other(draws: list[DegradationParameters]) -> None:
+    columns = {
+        "first sigma": [d.first.kernel.sigma_x if d.first and d.first.kernel else 0.0 for d in draws],
+        "first scale": [d.first.resize.scale if d.first else 0.0 for d in draws],
+        "first quality": [d.first_quality for d in draws],
+        "second scale": [d.second.resize.scale for d in draws],
+        "second noise is Gaussian": [d.second.noise.kind == "gaussian" for d in draws],
+        "second noise is gray": [d.second.noise.gray for d in draws],
+        "final sinc": [d.final_kernel is not None for d in draws],
+        "final quality": [d.final_quality for d in draws],
+        "order": [d.jpeg_before_resize for d in draws],
+    }
+    names = list(columns)
+    found = stats.spearmanr(np.array([columns[name] for name in names], dtype=float).T)
+    pairs = [(i, j) for i in range(len(names)) for j in range(i)]
+    least = min(pairs, key=lambda pair: found.pvalue[pair])
+    assert found.pvalue[least] > LEAST_P / len(pairs), f"{[names[i] for i in least]} are correlated"
+
+
 def test_light_preset_is_drawn_as_documented(light_draws: list[DegradationParameters]) -> None:
     stages = [d.second for d in light_draws]
     qualities = [d.final_quality for d in light_draws]
     assert all(d.first is None and d.final_kernel is None and d.first_quality is None for d in light_draws)
-    assert {s.resize.scale for s in stages} == {1.0}
+    assert {(s.resize.scale, s.resize.antialias, s.noise.kind) for s in stages} == {(1.0, True, "gaussian")}
+    check_shares("blur", [s.kernel is not None for s in stages], {True: 0.5, False: 0.5})
+    kernels = [s.kernel for s in stages if s.kernel is not None]
+    check_shares("families", [k.family for k in kernels], LIGHT.second.blur.shares)
+    check_uniform("sigma of the blur", [k.sigma_x for k in kernels], 0.2, 1.6)
     check_shares("modes", [s.resize.mode for s in stages], MODES)
     check_uniform("sigma", [s.noise.strength for s in stages], 0, 8)
     check_shares("JPEG", [quality is not None for quality in qualities], {True: 0.7, False: 0.3})

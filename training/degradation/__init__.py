@@ -4,11 +4,13 @@ rng = numpy.random.default_rng(seed)
 lq = degrade(hq, rng)                                    # the full model
 lq = degrade(hq, rng, LIGHT)                             # mild: nearly clean inputs
 parameters = draw_parameters(rng); lq = apply(hq, parameters, rng)
+lq = degrade_batch(hq, parameters, seeds)                # the same on tensors, for a GPU
 """
 
 from __future__ import annotations
 
 from .apply import Pair, apply, degrade, degrade_pair
+from .batched import degrade_batch
 from .config import (
     FULL,
     LIGHT,
@@ -34,6 +36,7 @@ __all__ = [
     "StageConfig",
     "apply",
     "degrade",
+    "degrade_batch",
     "degrade_pair",
     "draw_parameters",
 ]
