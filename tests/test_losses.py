@@ -1,12 +1,28 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_teacher import TOLERANCE, one_adapter, reference_teacher, relative_error
+from torch import Tensor
 
-from training.losses import blur, blur_sigma, blur_size, blurred_mse
+from tadsr.schedule import teacher_timestep
+from training.losses import (
+    Tavsd,
+    blur,
+    blur_sigma,
+    blur_size,
+    blurred_mse,
+    diffusion_loss,
+    guidance_scale,
+    mse,
+    tavsd,
+)
+from training.teacher import Teacher
 
 
 def test_kernel_grows_with_the_timestep() -> None:
@@ -29,3 +45,99 @@ def test_blurred_mse_matches_the_official_numbers(shared_reference: Path) -> Non
     assert torch.allclose(result.grad, reference["blur.grad_pred"], atol=1e-8, rtol=1e-4)
     blurred = blur(reference["blur.pred"], reference["blur.timesteps"])
     assert torch.allclose(blurred, reference["blur.pred_blur"], atol=1e-6)
+
+
+DRAWS = ("a", "b", "c")  # student timesteps (1, 999), (100, 500), (300, 750)
+KINDS: dict[str, Literal["all", "middle"]] = {
+    "official": "middle",
+    "allactive": "all",
+}  # which of the fake score's adapters work
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def teacher(kind: str, shared_reference: Path) -> Teacher:
+    return reference_teacher(shared_reference, KINDS[kind])
+
+
+@pytest.fixture(scope="module")
+def recorded(shared_reference: Path) -> dict[str, Tensor]:
+    return load_file(shared_reference / "losses_S64.safetensors")
+
+
+def distill(teacher: Teacher, recorded: dict[str, Tensor], name: str, z0: Tensor) -> Tavsd:
+    """Returns the distillation at the recorded noise and teacher timesteps."""
+    prompts = recorded["prompt_embeds"], recorded["neg_prompt_embeds"]
+    return tavsd(z0, recorded[f"{name}.noise"], recorded[f"{name}.tv"], teacher, teacher.teach, *prompts)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_tavsd_matches_the_official_numbers(
+    teacher: Teacher, recorded: dict[str, Tensor], kind: str, draw: str
+) -> None:
+    name = f"tavsd.{kind}.{draw}"
+    assert torch.equal(teacher_timestep(recorded[f"{name}.model_timesteps"]), recorded[f"{name}.tv"])
+    z0 = recorded["latents"].clone().requires_grad_()
+    result = distill(teacher, recorded, name, z0)
+    result.loss.mean().backward()
+    assert result.loss.shape == result.weight.shape == (2,)
+    assert relative_error(result.loss.mean(), recorded[f"{name}.loss"]) <= TOLERANCE
+    assert relative_error(result.weight, recorded[f"{name}.weight"]) <= TOLERANCE
+    assert relative_error(result.x0_real, recorded[f"{name}.x0_fix"]) <= TOLERANCE
+    assert relative_error(result.x0_fake, recorded[f"{name}.x0_update"]) <= TOLERANCE
+    assert relative_error(z0.grad, recorded[f"{name}.grad_latents"]) <= TOLERANCE
+    assert relative_error(2 * result.gradient / z0.numel(), recorded[f"{name}.grad_latents"]) <= TOLERANCE
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_guidance_is_that_of_the_recorded_report(shared_reference: Path) -> None:
+    report = json.loads((shared_reference / "losses_S64_report.json").read_text())
+    for draw in DRAWS:
+        expected = report[f"tavsd.official.{draw}."]
+        scale = guidance_scale(torch.tensor(expected["tv"]))
+        assert torch.allclose(scale, torch.tensor(expected["cfg"])), f"guidance of draw {draw}"
+
+
+def test_plain_vsd_is_the_same_at_random_timesteps(teacher: Teacher, recorded: dict[str, Tensor], kind: str) -> None:
+    name = f"tavsd.{kind}.none"
+    result = distill(teacher, recorded, name, recorded["latents"])
+    assert relative_error(result.loss.mean(), recorded[f"{name}.loss"]) <= TOLERANCE
+
+
+def test_a_student_that_equals_its_teacher_has_no_loss() -> None:
+    """Without its guard, the weight would divide 0 by 0."""
+
+    def score(z_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return noise.repeat(len(z_t) // len(noise), 1, 1, 1)
+
+    noise, context = torch.ones(2, 4, 2, 2), torch.zeros(2, 1, 1)
+    z0 = torch.zeros(2, 4, 2, 2, requires_grad=True)
+    result = tavsd(z0, noise, torch.tensor([0, 0]), score, score, context, context)
+    result.loss.sum().backward()
+    assert result.loss.tolist() == [0, 0] and z0.grad is not None and not z0.grad.any()
+
+
+def test_diffusion_loss_matches_the_official_numbers(teacher: Teacher, recorded: dict[str, Tensor], kind: str) -> None:
+    name = f"diff.{kind}"
+    noise, timesteps = recorded[f"{name}.noise"], recorded[f"{name}.timesteps"]
+    z0 = recorded["latents"].clone().requires_grad_()
+    loss = diffusion_loss(teacher, z0, noise, timesteps, recorded["prompt_embeds"])
+    assert loss.shape == (2,)
+    loss.mean().backward()
+    assert z0.grad is None
+    assert relative_error(loss.mean(), recorded[f"{name}.loss"]) <= TOLERANCE
+    parameters = teacher.trainable()
+    expected = {key.removeprefix(f"{name}.grad."): t for key, t in recorded.items() if key.startswith(f"{name}.grad.")}
+    assert len(expected) == {"official": 2, "allactive": 6}[kind]
+    for key, gradient in expected.items():
+        assert relative_error(parameters[f"unet.{one_adapter(key)}"].grad, gradient) <= TOLERANCE, key
+    teacher.zero_grad()
+
+
+def test_mse_is_per_sample() -> None:
+    target = torch.zeros(2, 3, 4, 4)
+    assert mse(target + torch.tensor([1.0, 2.0])[:, None, None, None], target).tolist() == [1, 4]

@@ -1,12 +1,25 @@
-"""Reconstruction losses of TADSR, each a small function of images in [-1, 1]."""
+"""Losses of TADSR, each a small function: reconstruction of images in [-1, 1], distillation of scaled latents.
+
+Each is per sample, (B,). A score is a network that predicts the noise (B, 4, h, w) in a noisy latent, given the
+latent, the timesteps (B,) and the context (B, tokens, width).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tadsr.schedule import add_noise, x0_from_noise
+
 BLUR_STEP = 200  # paper, equation 14: the kernel grows every 200 timesteps
+GUIDANCE, GUIDANCE_STEP = 7.5, 200  # behaviour of the official code: 7.5 at teacher timestep 0, 1 more every 200
+WEIGHT_FLOOR = 1e-6  # keeps a student that equals its teacher from a division by 0; latents are about 1
+
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def blur_size(timestep: int) -> int:
@@ -51,3 +64,67 @@ def blurred_mse(result: Tensor, target: Tensor, timestep: Tensor) -> Tensor:
     Blurring is linear, so the difference is blurred once. result, target: (B, 3, H, W) in [-1, 1].
     """
     return blur(result - target, timestep).square().mean(dim=(1, 2, 3))
+
+
+def mse(result: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean squared difference, per sample (B,). result, target: (B, 3, H, W) in [-1, 1]."""
+    return (result - target).square().mean(dim=(1, 2, 3))
+
+
+def guidance_scale(teacher_timestep: Tensor) -> Tensor:
+    """Returns the scale of classifier-free guidance, 7.5 + t_v / 200, per sample (B,)."""
+    return GUIDANCE + teacher_timestep / GUIDANCE_STEP
+
+
+@dataclass(frozen=True)
+class Tavsd:
+    """The distillation loss of a batch, and what it was made of."""
+
+    loss: Tensor  # (B,): mean(g^2); its gradient with respect to z0 is 2 g / n, n the numbers of one latent
+    gradient: Tensor  # g, (B, 4, h, w)
+    weight: Tensor  # (B,): mean |z0 - x0_real|
+    x0_real: Tensor  # (B, 4, h, w): the clean latent that the guided teacher sees
+    x0_fake: Tensor  # (B, 4, h, w): the one that the fake score sees
+
+
+def tavsd(
+    z0: Tensor,
+    noise: Tensor,
+    teacher_timestep: Tensor,
+    fake_score: Score,
+    teacher: Score,
+    context: Tensor,
+    negative: Tensor,
+) -> Tavsd:
+    """Returns the time-aware variational score distillation of the student's latents (paper, equations 3 and 6).
+
+    With random teacher timesteps it is plain VSD. z0: (B, 4, h, w), the student's scaled x0, the only
+    argument that gets a gradient. noise: (B, 4, h, w). teacher_timestep: (B,), `tadsr.schedule.teacher_timestep` of the
+    student's. context, negative: (B, tokens, width), the embeddings of the prompt and the negative prompt.
+    """
+    with torch.no_grad():
+        z_t = add_noise(z0, noise, teacher_timestep)
+        x0_fake = x0_from_noise(z_t, fake_score(z_t, teacher_timestep, context), teacher_timestep)
+        guided = _guided(teacher, z_t, teacher_timestep, context, negative)
+        x0_real = x0_from_noise(z_t, guided, teacher_timestep)
+        weight = (z0 - x0_real).abs().mean(dim=(1, 2, 3)).clamp(min=WEIGHT_FLOOR)
+        gradient = (x0_fake - x0_real) / weight[:, None, None, None]
+    target_distance = z0 - z0.detach() + gradient  # g, with the gradient of z0
+    return Tavsd(target_distance.square().mean(dim=(1, 2, 3)), gradient, weight, x0_real, x0_fake)
+
+
+def _guided(teacher: Score, z_t: Tensor, timestep: Tensor, context: Tensor, negative: Tensor) -> Tensor:
+    """Returns the teacher's noise under classifier-free guidance, in the latent's dtype."""
+    twice = (torch.cat([z_t, z_t]), torch.cat([timestep, timestep]), torch.cat([negative, context]))
+    unconditional, conditional = teacher(*twice).to(z_t.dtype).chunk(2)
+    scale = guidance_scale(timestep)[:, None, None, None].to(z_t.device)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def diffusion_loss(fake_score: Score, z0: Tensor, noise: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    """Returns the fake score's squared error on the student's latents, per sample (B,) (paper, equation 10).
+
+    z0: (B, 4, h, w), scaled, gets no gradient; noise: (B, 4, h, w); timestep: (B,), uniform in 0..999.
+    """
+    z_t = add_noise(z0.detach(), noise, timestep)
+    return (fake_score(z_t, timestep, context) - noise).square().mean(dim=(1, 2, 3))
