@@ -13,10 +13,12 @@ from PIL import Image
 
 from tadsr.schedule import LATENT_SCALE, alpha_bar
 from tadsr.weights import load, save
+from training.discriminator import Discriminator, hinge_loss, realism_loss
 from training.export_mini import load_student, student_from_weights, weights_from_student
 from training.lpips import LPIPS
 from training.mini import MiniStudent, scale_gradient
 from training.train_mini import (
+    LPIPS_SHIFT,
     MiniConfig,
     draw_timesteps,
     enlarge_lq,
@@ -24,6 +26,7 @@ from training.train_mini import (
     make_pair,
     match_colours,
     sharpen,
+    shifted,
     train,
     training_loss,
 )
@@ -93,16 +96,45 @@ def test_sharpening_adds_the_unsharp_mask() -> None:
     assert sharper[..., 9].max() < -0.1 and sharper[..., 10].min() > 0.6  # both sides of the edge overshoot
 
 
+def test_images_are_shifted_alike_and_to_every_place() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(16.0).expand(1, 3, 16, 16) + 16 * torch.arange(16.0)[:, None]
+    places = set()
+    for _ in range(500):
+        part, same = shifted(image, image.clone())
+        assert torch.equal(part, same) and part.shape == (1, 3, 16 - LPIPS_SHIFT, 16 - LPIPS_SHIFT)
+        assert (part[0, 0, 1, 1] - part[0, 0, 0, 0]).item() == 17
+        places.add(part[0, 0, 0, 0].item())
+    assert len(places) > 0.9 * (LPIPS_SHIFT + 1) ** 2
+
+
 def test_loss_asks_low_timesteps_for_pixels_and_high_ones_for_likeness(lpips_network: Callable[[str], LPIPS]) -> None:
-    perceptual = lpips_network("vgg")
+    perceptual, judge = lpips_network("vgg"), Discriminator()
     target = torch.from_numpy(crops(1)).permute(0, 3, 1, 2).float()[..., :32, :32] / 127.5 - 1
 
     def loss(result: torch.Tensor, timestep: int) -> float:
-        return training_loss(CONFIG, perceptual, result, target, torch.tensor([timestep]))[0].item()
+        return training_loss(CONFIG, perceptual, judge, result, target, torch.tensor([timestep]))[0].item()
 
     shift, noise = target + 0.1, target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
     assert loss(target, 100) < loss(noise, 100) and loss(target, 100) < loss(shift, 100)
     assert loss(noise, 900) / loss(shift, 900) > loss(noise, 100) / loss(shift, 100)
+
+
+def test_the_discriminator_learns_to_tell_photographs_from_blurred_ones(lpips_network: Callable[[str], LPIPS]) -> None:
+    torch.manual_seed(0)
+    perceptual, judge = lpips_network("vgg"), Discriminator()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
+    sharp = torch.rand(4, 3, 32, 32) * 2 - 1
+    real, fake = perceptual.features(sharp), perceptual.features(torch.nn.functional.avg_pool2d(sharp, 3, 1, 1))
+    losses = []
+    for _ in range(20):
+        loss = hinge_loss(judge(real), judge(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses
+    assert (realism_loss(judge(real)) < realism_loss(judge(fake))).all()
 
 
 def test_scale_gradient_scales_only_the_gradient() -> None:
@@ -125,6 +157,21 @@ def test_resuming_equals_an_uninterrupted_run(tmp_path: Path, lpips_network: Cal
         assert torch.equal(a, b), f"{key} differs: something that decides the run is not in the checkpoint"
     fresh = MiniStudent().state_dict()
     assert any(not torch.equal(value, fresh[key]) for key, value in whole[0].state_dict().items())
+
+
+def test_a_run_can_start_from_a_weights_file(tmp_path: Path, lpips_network: Callable[[str], LPIPS]) -> None:
+    lpips_network("vgg")  # the training loads its own
+    torch.manual_seed(1)
+    student = MiniStudent()
+    torch.nn.init.normal_(student.unet.conv_out.weight, std=0.05)
+    path = tmp_path / "mini.safetensors"
+    save(path, weights_from_student(student, "0" * 64, 7, torch.float32))
+    np.save(tmp_path / "crops.npy", crops())
+    train(replace(CONFIG, learning_rate=1e-6), tmp_path / "crops.npy", tmp_path, 4, 1, stop_after=1, weights=path)
+    trained, steps = load_student(tmp_path / "checkpoint.pt")
+    assert steps == 7 + 1
+    for (name, before), after in zip(student.state_dict().items(), trained.state_dict().values(), strict=True):
+        assert torch.allclose(before, after, atol=3e-6), f"{name} does not come from the weights file"
 
 
 def test_export_and_load_give_the_same_pictures(tmp_path: Path) -> None:

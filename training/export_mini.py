@@ -44,7 +44,7 @@ def weights_from_student(student: MiniStudent, source_sha256: str, steps: int, d
             source_sha256=source_sha256,
             license=LICENSE,
             vae_norm_groups=VAE_NORM_GROUPS,
-            extra={"steps": str(steps), "training": "reconstruction: blurred MSE, L1, LPIPS"},
+            extra={"steps": str(steps), "training": "reconstruction: blurred MSE, L1, LPIPS, adversarial"},
         ),
     )
 
@@ -69,11 +69,11 @@ def student_from_weights(weights: TadsrWeights) -> MiniStudent:
 
 
 def load_student(checkpoint: Path) -> tuple[MiniStudent, int]:
-    """Returns the averaged weights of a checkpoint as a student, and the number of its training steps."""
+    """Returns the averaged weights of a checkpoint as a student, and the number of all its training steps."""
     state = torch.load(checkpoint, weights_only=True)
     student = MiniStudent()
     student.load_state_dict(state["average"])
-    return student.eval(), state["step"]
+    return student.eval(), state["earlier_steps"] + state["step"]
 
 
 def main() -> None:

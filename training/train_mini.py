@@ -2,7 +2,8 @@
 
 Degraded crops go in at random timesteps; the loss is the blurred MSE of the timestep, a plain L1 and LPIPS. The
 weight of LPIPS grows with the timestep and that of L1 falls, so that the timestep trades fidelity for sharpness.
-Running the same command again resumes from the last checkpoint.
+Running the same command again resumes from the last checkpoint. With `--weights FILE`, a run starts from a weights file
+of this model instead of from nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ from torch.utils.data import DataLoader, IterableDataset
 from tadsr.color import match_adain
 from tadsr.geometry import enlarge
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
+from tadsr.weights import load
 from training.degradation import FULL, LIGHT, degrade
+from training.discriminator import Discriminator, hinge_loss, realism_loss
+from training.export_mini import student_from_weights
 from training.losses import blurred_mse, gaussian_kernel
 from training.lpips import LPIPS
 from training.mini import MiniStudent
 
 SCALE = 4  # the degradation's factor
 SHARPENING_SIZE, SHARPENING_SIGMA = 9, 1.5  # of the unsharp mask's Gaussian, in pixels
+FAITHFUL_UNTIL = 400  # up to this timestep only pixels count, above it likeness to photographs more and more
+LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `shifted`
 FITTED = ("encoder.encoder.time_embedding.", "encoder.encoder.mid.block_2.")  # see training/mini_start.py
 IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2|time_emb_proj)\.")  # what residual blocks add to their shortcuts
 
@@ -53,9 +59,11 @@ class MiniConfig:
     validation_crops: int = 64  # the last crops of the file, from pictures of their own
     lpips_samples: int = 3  # VGG is costly on a CPU: LPIPS sees this many, those of the highest timesteps
     mse_weight: float = 10.0
-    l1_weight: float = 3.0  # at timestep 0, falls linearly
-    l1_floor: float = 1.0  # to this at timestep 1000
-    lpips_weight: float = 1.0  # at timestep 1000, falls to 0 as the cube of the timestep
+    l1_weight: float = 3.0  # up to timestep FAITHFUL_UNTIL, then falls linearly
+    l1_floor: float = 0.2  # to this at timestep 1000
+    lpips_weight: float = 4.0  # at timestep 1000; rises from 0 at FAITHFUL_UNTIL, quadratically
+    realism_weight: float = 0.3  # of the discriminator's verdict, rises likewise
+    discriminator_rate: float = 4e-4
     sharpening: float = 1.0  # of the target at timestep 1000, falls linearly to 0 at 500
     colour_weight: float = 1.0  # on the distance of the decoded picture from its own colour match
     latent_weight: float = 1e-2  # on the square of x0, which the decoder's normalisation leaves free
@@ -141,10 +149,20 @@ def sharpen(image: Tensor, amount: Tensor) -> Tensor:
     return (image + amount[:, None, None, None] * (image - blurred)).clamp(-1, 1)
 
 
+def shifted(*images: Tensor) -> list[Tensor]:
+    """Returns the same random part of all images, (B, 3, H, W), LPIPS_SHIFT pixels less high and wide.
+
+    Otherwise VGG's pooling grid would always lie in the same way on the decoder's, which answers with a dotted texture.
+    """
+    top, left = torch.randint(LPIPS_SHIFT + 1, (2,)).tolist()
+    height, width = (side - LPIPS_SHIFT for side in images[0].shape[2:])
+    return [image[:, :, top : top + height, left : left + width] for image in images]
+
+
 def training_loss(
-    config: MiniConfig, perceptual: LPIPS, result: Tensor, target: Tensor, timestep: Tensor
-) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss and its parts, means over the batch.
+    config: MiniConfig, perceptual: LPIPS, judge: Discriminator, result: Tensor, target: Tensor, timestep: Tensor
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Returns the student's loss, the discriminator's, and the parts of the first: means over the batch.
 
     result, target: (B, 3, H, W); timestep: (B,), ascending.
     """
@@ -152,13 +170,18 @@ def training_loss(
     mse = blurred_mse(result, target, timestep)
     target = sharpen(target, config.sharpening * (2 * fraction - 1).clamp(min=0))
     l1 = (result - target).abs().mean(dim=(1, 2, 3))
-    l1_weight = config.l1_weight + fraction * (config.l1_floor - config.l1_weight)
+    freedom = ((timestep - FAITHFUL_UNTIL) / (1000 - FAITHFUL_UNTIL)).clamp(min=0)
+    l1_weight = config.l1_weight + freedom * (config.l1_floor - config.l1_weight)
     loss = (config.mse_weight * mse + l1_weight * l1).mean()
     count = config.lpips_samples
-    lpips = perceptual(result[-count:], target[-count:])
-    loss = loss + config.lpips_weight * (fraction[-count:] ** 3 * lpips).sum() / len(result)
-    parts = {"mse": mse.mean().item(), "l1": l1.mean().item(), "lpips": lpips.mean().item()}
-    return loss, parts
+    ours, real = (perceptual.features(part) for part in shifted(result[-count:], target[-count:]))
+    lpips = perceptual.distance(ours, real)
+    realism = realism_loss(judge(ours))
+    likeness = config.lpips_weight * lpips + config.realism_weight * realism
+    loss = loss + (freedom[-count:].square() * likeness).sum() / len(result)
+    judged = hinge_loss(judge(real), judge([feature.detach() for feature in ours]))
+    parts = {"mse": mse, "l1": l1, "lpips": lpips, "realism": realism, "judged": judged}
+    return loss, judged, {name: part.mean().item() for name, part in parts.items()}
 
 
 @torch.no_grad()
@@ -184,8 +207,9 @@ def train(
     save_every: int,
     log_every: int,
     stop_after: int | None = None,
+    weights: Path | None = None,
 ) -> None:
-    """Runs the loop from the last checkpoint in `output`, or from the start, to `config.steps`.
+    """Runs the loop from the last checkpoint in `output`, or from `weights`, or from nothing, to `config.steps`.
 
     stop_after: a step to stop at earlier, with the learning rate of the whole run.
     """
@@ -195,17 +219,25 @@ def train(
     crops = np.load(crops_path, mmap_mode="r")[: -config.validation_crops]
     torch.manual_seed(config.seed)
     student, average = MiniStudent(), MiniStudent()
+    earlier_steps = 0
+    if weights is not None:
+        start = load(weights)
+        student.load_state_dict(student_from_weights(start).state_dict())
+        earlier_steps = int(start.metadata.extra["steps"])
     average.load_state_dict(student.state_dict())
     groups = parameter_groups(student, config)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
-    perceptual = LPIPS(net="vgg")
+    perceptual, judge = LPIPS(net="vgg"), Discriminator()
+    judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=config.discriminator_rate, betas=(0.5, 0.99))
     step, checkpoint = 0, output / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        step = state["step"]
+        step, earlier_steps = state["step"], state["earlier_steps"]
         student.load_state_dict(state["student"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
+        judge.load_state_dict(state["judge"])
+        judge_optimizer.load_state_dict(state["judge_optimizer"])
         print(f"resumed at step {step}", flush=True)
     data = DegradedCrops(crops, config, step * config.batch)
     batches = iter(DataLoader(data, batch_size=config.batch))
@@ -219,7 +251,7 @@ def train(
         x0 = student.restore_latent(lq, timestep, noise)
         decoded = student.decode(x0)
         result = match_colours(decoded, lq)
-        loss, parts = training_loss(config, perceptual, result, hq, timestep)
+        loss, judged, parts = training_loss(config, perceptual, judge, result, hq, timestep)
         loss = loss + config.colour_weight * (decoded - result.detach()).square().mean()
         loss = loss + config.latent_weight * x0.square().mean()
         for group in optimizer.param_groups:
@@ -229,6 +261,9 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
         if torch.isfinite(norm):
             optimizer.step()
+        judge_optimizer.zero_grad(set_to_none=True)
+        judged.backward(inputs=list(judge.parameters()))
+        judge_optimizer.step()
         step += 1
         update_average(average, student, min(config.ema_decay, (1 + step) / (10 + step)))
         if step % log_every == 0:
@@ -242,10 +277,13 @@ def train(
                 checkpoint,
                 {
                     "step": step,
+                    "earlier_steps": earlier_steps,
                     "config": asdict(config),
                     "student": student.state_dict(),
                     "average": average.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "judge": judge.state_dict(),
+                    "judge_optimizer": judge_optimizer.state_dict(),
                 },
             )
 
@@ -254,13 +292,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--crops", type=Path, required=True, help="the .npy file that scripts/fetch_photos.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and the log")
+    parser.add_argument("--weights", type=Path, help="a weights file of this model to start from")
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--log-every", type=int, default=20)
     defaults = MiniConfig()
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
-    run = {name: arguments.pop(name) for name in ("save_every", "log_every")}
+    run = {name: arguments.pop(name) for name in ("save_every", "log_every", "weights")}
     crops, output = arguments.pop("crops"), arguments.pop("output")
     train(MiniConfig(**arguments), crops, output, **run)
 
