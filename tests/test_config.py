@@ -60,7 +60,7 @@ def test_the_other_presets_are_what_their_names_say() -> None:
     assert (mini.crop, mini.steps, mini.learning_rate, mini.light_share) == (128, 2000, 2e-4, 0.5)
     assert mini.self_contained and not mini.gradient_checkpointing and mini.prompts == "fixed"
     assert (smoke.crop, smoke.workers, smoke.self_contained) == (64, 0, True)
-    same = ("rank", "lam", "gamma", "distillation", "reconstruction", "lpips_weight", "betas")
+    same = ("lam", "gamma", "distillation", "reconstruction", "lpips_weight", "betas")
     assert all(getattr(preset, key) == getattr(config(), key) for preset in (mini, smoke) for key in same)
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/bundled-model.md", "docs/performance.md", "docs/photographs.md")
+DOCUMENTS = (
+    *("README.md", "CONTRIBUTING.md", "docs/bundled-model.md", "docs/bundled-model-log.md", "docs/degradation.md"),
+    *("docs/performance.md", "docs/photographs.md", "docs/training.md", "training/presets/README.md"),
+)
 
 
 def test_contributing_s_table_names_paths_that_exist(repository: Path) -> None:

@@ -1,0 +1,163 @@
+"""The training loop: what may not change its result, and what ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_learner import equal
+from training_runs import few_steps, final_tensors, log_of, make_inputs, trainer
+
+from tadsr.weights import load
+from training.checkpoint import CheckpointError
+from training.loop import CHECKPOINTS_FOLDER, TrainingStopped
+from training.lpips import LPIPS
+from training.settings import ConfigError
+
+LOSSES = ("mse", "lpips", "distillation", "fake_score")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> dict[str, Path]:
+    lpips_network("vgg")  # runs load their own
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps in one go."""
+    output = tmp_path_factory.mktemp("whole")
+    trainer(few_steps(inputs, output)).train()
+    return output
+
+
+def test_every_trained_tensor_moves_and_the_weights_file_holds_them(inputs: dict[str, Path], whole: Path) -> None:
+    start = {f"student.{k}": p for k, p in trainer(few_steps(inputs, whole)).run.student.trainable().items()}
+    end = final_tensors(whole)
+    still = [key for key, before in start.items() if torch.equal(before, end[key])]
+    assert not still, f"{len(still)} of {len(start)} tensors were not trained: {still[:3]}"
+    weights = load(whole / "tadsr.safetensors")
+    assert weights.is_self_contained and weights.prompt is not None and weights.metadata.extra["steps"] == "3"
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    trainer(few_steps(inputs, tmp_path, steps=1)).train()
+    second = trainer(few_steps(inputs, tmp_path))
+    assert second.resume() and second.counters.step == 1
+    second.train()
+    assert equal(final_tensors(whole), final_tensors(tmp_path)), "something that decides the run is not saved"
+
+
+def test_workers_do_not_change_the_result(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    trainer(few_steps(inputs, tmp_path, workers=2)).train()
+    assert equal(final_tensors(whole), final_tensors(tmp_path))
+
+
+def test_micro_batches_add_up_to_the_same_step(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    trainer(few_steps(inputs, tmp_path, micro_batch=1)).train()
+    assert_same_losses(log_of(whole), log_of(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"distillation": "none"}, {"distillation": "vsd"}, {"reconstruction": "mse"}])
+def test_the_ablations_change_the_student(
+    inputs: dict[str, Path], whole: Path, tmp_path: Path, change: dict[str, str]
+) -> None:
+    trainer(few_steps(inputs, tmp_path, **change)).train()
+    full, ablated = (
+        {name: t for name, t in final_tensors(output).items() if name.startswith("student.")}
+        for output in (whole, tmp_path)
+    )
+    assert full.keys() == ablated.keys() and not equal(full, ablated)
+
+
+def test_a_degradation_on_the_training_device_gives_nearly_the_same_samples(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    batches = []
+    for place in ("workers", "device"):
+        prepared = trainer(few_steps(inputs, tmp_path, degrade_on=place, batch=6, micro_batch=6, light_share=0.99))
+        (batch,) = next(prepared.steps())
+        batches.append(prepared.run.micro_batch(batch, torch.device("cpu")))
+    by_workers, on_device = batches
+    assert torch.equal(by_workers.hq, on_device.hq)
+    difference = (by_workers.lq - on_device.lq).abs().mean().item()
+    assert 0 < difference < 0.06, f"they differ by {difference:.3f}: noise differs, the rest should not"
+    assert (on_device.lq - on_device.hq).abs().mean() > 0.02, "nothing was degraded"
+
+
+def test_two_processes_give_the_losses_of_one(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    config = few_steps(inputs, tmp_path, micro_batch=1)
+    settings = [f"{key}={getattr(config, key)}" for key in ("crop", "batch", "steps", "light_share", "seed")]
+    settings += ["micro_batch=1", "workers=0", "validate_every=0", "validation_count=1", "log_every=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "training.train", "--config", "training/presets/smoke.yaml"]
+    for name, path in (*inputs.items(), ("output", tmp_path)):
+        command += [f"--{name}", str(path)]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_losses(log_of(whole), log_of(tmp_path))
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def assert_same_losses(expected: list[dict[str, float]], seen: list[dict[str, float]]) -> None:
+    assert len(expected) == len(seen) == 3
+    for step, (one, other) in enumerate(zip(expected, seen, strict=True), start=1):
+        for name in LOSSES:
+            # Adam turns the rounding of tiny gradients into steps of full size, so later steps differ more.
+            assert other[name] == pytest.approx(one[name], rel=2e-4 if step == 1 else 2e-2), f"step {step}: {name}"
+
+
+def test_other_settings_are_refused_on_resume(inputs: dict[str, Path], whole: Path) -> None:
+    changed = trainer(few_steps(inputs, whole, seed=6, lpips_weight=1))
+    with pytest.raises(ConfigError, match=r"lpips_weight was 2\.0, is 1\.0; seed was 5, is 6.*--allow-config-change"):
+        changed.resume()
+    assert changed.resume(allow_config_change=True)
+
+
+def test_another_rank_cannot_be_resumed(inputs: dict[str, Path], whole: Path) -> None:
+    other = trainer(few_steps(inputs, whole, rank=8))
+    with pytest.raises(CheckpointError, match="rank 16 in the checkpoint, 8 now"):
+        other.resume(allow_config_change=True)
+
+
+def test_losses_that_are_no_numbers_are_skipped_and_then_end_the_run(inputs: dict[str, Path], tmp_path: Path) -> None:
+    started = trainer(few_steps(inputs, tmp_path, steps=1))
+    started.train()
+    broken = trainer(few_steps(inputs, tmp_path, steps=6, max_bad_steps=3, save_every=1000))
+    broken.resume()
+    next(iter(broken.run.student.trainable().values())).data.fill_(float("nan"))
+    good = {name: p.clone() for name, p in broken.run.teacher.trainable().items()}
+    with pytest.raises(TrainingStopped) as stopped:
+        broken.train()
+    message = str(stopped.value)
+    assert "step 4" in message and "3 times in a row" in message and "step-00000001" in message
+    assert message.count(".png") == 2, f"the samples are not named: {message}"
+    assert all(torch.equal(p, good[name]) for name, p in broken.run.teacher.trainable().items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_a_checkpoint(inputs: dict[str, Path], tmp_path: Path, number: int) -> None:
+    life = trainer(few_steps(inputs, tmp_path, steps=1000, save_every=1000))
+    process = os.fork()
+    if process == 0:
+        torch.set_num_threads(1)
+        os._exit(0 if life.train().name == "tadsr.safetensors" else 1)
+    log = tmp_path / "log.jsonl"
+    while not log.is_file() or not log.read_text():  # the first step is done
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "the run ended before it was asked to"
+    os.kill(process, number)
+    assert os.waitpid(process, 0)[1] == 0, "it did not end well"
+    (folder,) = (tmp_path / CHECKPOINTS_FOLDER).iterdir()
+    assert 1 <= int(folder.name.removeprefix("step-")) < 1000
+    assert (tmp_path / "tadsr.safetensors").is_file()

@@ -1,0 +1,58 @@
+"""Small training runs for tests: pictures, a base model, a config of a few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+from training_pictures import save_picture
+
+from training.checkpoint import Checkpoints
+from training.config import PRESETS, TrainConfig, load_config
+from training.loop import CHECKPOINTS_FOLDER, Trainer
+from training.mini_base import write_mini_base
+from training.progress import LOG_NAME
+from training.setup import Run, build_run, open_data
+
+PICTURES = 6
+FEW_STEPS: dict[str, Any] = {
+    **{"crop": 32, "batch": 2, "micro_batch": 2, "steps": 3, "save_every": 1, "log_every": 1, "workers": 0},
+    **{"validate_every": 0, "validation_count": 1, "light_share": 0.5, "seed": 5},
+}
+
+
+def make_inputs(folder: Path) -> dict[str, Path]:
+    """Writes pictures and a base model; returns them by the names of the config."""
+    for number in range(PICTURES):
+        save_picture(folder / "pictures" / f"{number}.png", seed=number)
+    return {"data": folder / "pictures", "base": write_mini_base(folder / "base")}
+
+
+def few_steps(inputs: dict[str, Path], output: Path, **changes: object) -> TrainConfig:
+    """Returns the smoke preset, made still smaller, with changes."""
+    settings = {key: str(value) for key, value in (FEW_STEPS | changes).items()}
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    return load_config(PRESETS / "smoke.yaml", overrides, output=output, **inputs)
+
+
+def build(config: TrainConfig) -> Run:
+    return build_run(config, open_data(config, "cpu"), Accelerator(mixed_precision=config.mixed_precision))
+
+
+def trainer(config: TrainConfig, run: Run | None = None) -> Trainer:
+    return Trainer(run or build(config), Accelerator(mixed_precision=config.mixed_precision))
+
+
+def final_tensors(output: Path) -> dict[str, Tensor]:
+    """Returns what the newest checkpoint of a run holds."""
+    checkpoint = Checkpoints(output / CHECKPOINTS_FOLDER, 1, writes=False).latest()
+    assert checkpoint is not None, f"the run in {output} left no checkpoint"
+    return load_file(checkpoint.path / "tensors.safetensors")
+
+
+def log_of(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / LOG_NAME).read_text().splitlines()]

@@ -1,0 +1,46 @@
+"""Writes a small base model to try the training with, without Stable Diffusion: `python -m training.mini_base -o DIR`.
+
+Its VAE enlarges bicubically and its UNet is untrained (`training/mini_start.py`), so that a student starts as bicubic
+enlargement. DIR/base.safetensors is a self-contained TADSR file; DIR/prompts.safetensors beside it holds random
+embeddings of the default prompts, because the model has no text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tadsr.weights import save
+from training.config import NEGATIVE_PROMPT, PROMPT
+from training.export_mini import weights_from_student
+from training.mini import CONTEXT_TOKENS, CONTEXT_WIDTH, MiniStudent
+from training.prompts import BOOK_FILE
+
+BASE_FILE = "base.safetensors"
+
+
+def write_mini_base(folder: Path, seed: int = 0) -> Path:
+    """Writes base.safetensors and prompts.safetensors into `folder`; returns the path of the first."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = weights_from_student(MiniStudent(), source_sha256="", steps=0, dtype=torch.float32)
+        prompts = {text: torch.randn(CONTEXT_TOKENS, CONTEXT_WIDTH) for text in (PROMPT, NEGATIVE_PROMPT)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / BASE_FILE, weights)
+    save_file(prompts, folder / BOOK_FILE)
+    return folder / BASE_FILE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(write_mini_base(options.output, options.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a run shows and writes while it goes: progress bar, TensorBoard scalars, one JSON line per report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+LOG_NAME, TENSORBOARD_FOLDER = "log.jsonl", "tensorboard"
+
+
+class Progress:
+    """Reports of one run; on processes other than the main one it does nothing."""
+
+    def __init__(self, output: Path, steps: int, start: int, shown: bool) -> None:
+        """start: the step that the run resumes at; shown: whether this is the main process."""
+        self.log = output / LOG_NAME
+        self.bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, disable=not shown)
+        self.board = SummaryWriter(str(output / TENSORBOARD_FOLDER), purge_step=start) if shown else None
+        self.started, self.start = time.monotonic(), start
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        """Moves the bar to `step`, the number of steps done, and shows the losses beside it."""
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes values to the JSONL file and to TensorBoard."""
+        if self.board is None:
+            return
+        speed = (step - self.start) / max(1e-9, time.monotonic() - self.started)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "steps_per_second": round(speed, 4), **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def say(self, message: str) -> None:
+        """Prints a line above the bar."""
+        if self.board is not None:
+            tqdm.write(message)

@@ -1,0 +1,193 @@
+"""Puts a run together: data, prompts, networks, and the weights that come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from host.cache import cache_directory
+from tadsr.weights import Metadata, TadsrWeights, load
+from training.adapters import cast_frozen
+from training.base import Base, load_base
+from training.config import TrainConfig
+from training.data import (
+    Batch,
+    Skipped,
+    TrainingSet,
+    ValidationSet,
+    degrade_on_device,
+    open_training_set,
+    open_validation_set,
+)
+from training.lpips import LPIPS
+from training.prompts import PromptBook
+from training.randomness import sample_generator
+from training.step import MicroBatch, Networks
+from training.student import Student, load_student_weights, student_weights
+from training.teacher import Teacher
+from training.timesteps import timestep_grid
+
+NAME = "TADSR"
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is validated on."""
+
+    training: TrainingSet
+    validation: ValidationSet
+    skipped: tuple[Skipped, ...]  # files that cannot be used, and why
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything of a run that does not change while it goes, and its networks."""
+
+    config: TrainConfig
+    data: Data
+    prompts: PromptBook
+    base: Base
+    student: Student
+    teacher: Teacher
+    perceptual: LPIPS
+
+    def wrap(self, accelerator: Accelerator) -> Networks:
+        """Moves the networks to the device, and wraps those that are trained for autocast and several processes."""
+        self.perceptual.to(accelerator.device)
+        distilled = self.config.distillation != "none"
+        self.teacher.to(accelerator.device if distilled else "cpu")
+        return Networks(
+            student=accelerator.prepare_model(self.student),
+            fake_score=accelerator.prepare_model(self.teacher) if distilled else self.teacher,
+            teacher=self.teacher,
+            perceptual=self.perceptual,
+            autocast=lambda: accelerator.autocast(),
+        )
+
+    def micro_batch(self, batch: Batch, device: torch.device) -> MicroBatch:
+        """Returns a batch of the data with its prompts' embeddings, on the device."""
+        negative = self.prompts.batch([self.config.negative_prompt]).expand(len(batch.indices), -1, -1)
+        lq, hq = (images.to(device, non_blocking=True) for images in (batch.lq, batch.hq))
+        return MicroBatch(
+            indices=batch.indices,
+            lq=self._degraded(batch, lq, hq),
+            hq=hq,
+            context=self.context(batch.prompts).to(device),
+            negative=negative.to(device),
+        )
+
+    def _degraded(self, batch: Batch, lq: Tensor, hq: Tensor) -> Tensor:
+        """Returns `lq` with those samples degraded whose degradation is still to be applied."""
+        places = [place for place, degradation in enumerate(batch.degradations) if degradation is not None]
+        if places:
+            drawn = [degradation for degradation in batch.degradations if degradation is not None]
+            seeds = [sample_generator(self.config.seed, "degradation", batch.indices[p]).initial_seed() for p in places]
+            lq = lq.clone()
+            lq[places] = degrade_on_device(hq[places], drawn, seeds)
+        return lq
+
+    def context(self, prompts: tuple[str, ...]) -> Tensor:
+        """Returns the embeddings of prompts, (B, tokens, width), on the CPU."""
+        return self.prompts.batch(prompts)
+
+    def weights(self, step: int) -> TadsrWeights:
+        """Returns what was trained so far, as the nodes load it, with the default prompt's embedding."""
+        config = self.config
+        metadata = Metadata(
+            name=NAME,
+            base_model=self.base.name,
+            timesteps=timestep_grid(config.timestep_grid) if config.timestep_grid else (),
+            lam=config.lam,
+            gamma=config.gamma,
+            prompt=config.prompt,
+            extra={"steps": str(step), "base_sha256": self.base.sha256, "distillation": config.distillation},
+        )
+        base = self.base if config.self_contained else None
+        return student_weights(self.student, metadata, prompt=self.prompts.batch([config.prompt]), base=base)
+
+
+def open_data(config: TrainConfig, device: str) -> Data:
+    """Returns the training and validation samples of a config; raises DataError. device: the type, e.g. cuda."""
+    cache = cache_directory() / "training" / "shards"
+    common = {
+        "data_format": config.data_format,
+        "crop": config.crop,
+        "scale": config.scale,
+        "prompts": config.prompts,
+        "prompt": config.prompt,
+        "cache": cache,
+    }
+    training = open_training_set(
+        config.data,
+        flip=config.flip,
+        seed=config.seed,
+        plain_bicubic_share=config.plain_bicubic_share,
+        light_share=config.light_share,
+        held_out=config.held_out,
+        degrade_later=config.degrade_on == "device" or (config.degrade_on == "auto" and device != "cpu"),
+        **common,
+    )
+    if config.validation is None:
+        return Data(training, training.validation, training.skipped)
+    common["data_format"] = "auto"
+    validation, skipped = open_validation_set(config.validation, count=config.validation_count, **common)
+    return Data(training, validation, (*training.skipped, *skipped))
+
+
+def build_run(config: TrainConfig, data: Data, accelerator: Accelerator) -> Run:
+    """Returns the run of a config; raises PromptError and WeightsError (all of them ValueErrors)."""
+    with accelerator.main_process_first():  # the others find the embeddings in the cache
+        prompts = build_prompts(config, data, accelerator.device.type)
+    base = load_base(config.base)
+    student, teacher = build_networks(config, base)
+    if config.mixed_precision in HALF:
+        for network in (student, teacher):
+            cast_frozen(network, HALF[config.mixed_precision])
+    return Run(config, data, prompts, base, student, teacher, LPIPS(net="vgg"))
+
+
+def build_prompts(config: TrainConfig, data: Data, device: str) -> PromptBook:
+    """Returns the embeddings of all prompts of a run; raises PromptError."""
+    texts = [config.prompt, config.negative_prompt, *data.training.texts, *data.validation.texts]
+    return PromptBook.build(texts, config.base, config.text_encoder, cache_directory() / "training", device)
+
+
+def build_networks(config: TrainConfig, base: Base) -> tuple[Student, Teacher]:
+    """Returns the student and the teacher with its fake score; the teacher takes over the base's UNet."""
+    student = Student(
+        base,
+        rank=config.rank,
+        encoder_rank=config.encoder_rank,
+        alpha=config.alpha,
+        time_aware=config.time_aware,
+        train_conv_in=config.train_conv_in,
+        seed=config.seed,
+    )
+    if config.init_weights is not None:
+        load_student_weights(student, load(config.init_weights))
+    teacher = Teacher(
+        base.unet, rank=config.rank, alpha=config.alpha, adapters=config.fake_score_adapters, seed=config.seed
+    )
+    if config.gradient_checkpointing:
+        student.enable_checkpointing()
+        teacher.enable_checkpointing()
+    return student, teacher
+
+
+def skipped_lines(skipped: tuple[Skipped, ...], shown: int) -> list[str]:
+    """Returns lines that name the files left out, at most `shown` of them one by one."""
+    lines = [f"left out: {item}" for item in skipped[:shown]]
+    if len(skipped) > shown:
+        lines.append(f"left out: {len(skipped) - shown} more; all of them are in the run's skipped.txt")
+    return lines
+
+
+def write_skipped(skipped: tuple[Skipped, ...], output: Path) -> None:
+    """Writes the files left out into the run's folder, one a line; nothing if there are none."""
+    if skipped:
+        (output / "skipped.txt").write_text("".join(f"{item}\n" for item in skipped), encoding="utf-8")

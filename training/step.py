@@ -1,0 +1,94 @@
+"""The losses of one micro batch: the student's (paper, equations 8 and 9) and the fake score's (equation 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from training.config import TrainConfig
+from training.losses import blurred_mse, diffusion_loss, mse, tavsd
+from training.lpips import LPIPS
+from training.randomness import sample_noise
+from training.teacher import Teacher
+from training.timesteps import distillation_timesteps, fake_score_timesteps, student_timesteps
+
+Clock = Callable[[str], AbstractContextManager[None]]
+"""Gives a context for each part of a step, which may measure it."""
+
+
+def no_clock(part: str) -> AbstractContextManager[None]:
+    """Measures nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass works on, on the device."""
+
+    indices: Sequence[int]  # numbers of the samples, which decide all random choices
+    lq: Tensor  # (B, 3, H, W) in [-1, 1], enlarged
+    hq: Tensor  # (B, 3, H, W) in [-1, 1]
+    context: Tensor  # (B, tokens, width): the prompts' embeddings
+    negative: Tensor  # (B, tokens, width): that of the negative prompt
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a run; `student` and `fake_score` may be wrapped for several processes."""
+
+    student: nn.Module
+    fake_score: nn.Module  # the Teacher, called with its LoRA on
+    teacher: Teacher  # the same one without a wrapper
+    perceptual: LPIPS
+    autocast: Callable[[], AbstractContextManager[None]]  # the wrapped networks have it in themselves
+
+
+def student_loss(
+    config: TrainConfig, networks: Networks, batch: MicroBatch, downscale: int, clock: Clock = no_clock
+) -> tuple[Tensor, dict[str, float], Tensor]:
+    """Returns the student's loss, a number; its parts for the report; and the detached latents x0 (B, 4, h, w).
+
+    downscale: image pixels per latent pixel, along each side.
+    """
+    device = batch.lq.device
+    latent_shape = (4, batch.lq.shape[2] // downscale, batch.lq.shape[3] // downscale)
+    timestep = student_timesteps(config, batch.indices).to(device)
+    noise = None
+    if config.sample_latent:
+        noise = sample_noise(config.seed, "latent", batch.indices, latent_shape).to(device)
+    with clock("student"):
+        x0, image = networks.student(batch.lq, timestep, batch.context, noise)
+        x0, image = x0.float(), image.float()
+    with clock("reconstruction"):
+        blurred = config.reconstruction == "blurred_mse"
+        difference = blurred_mse(image, batch.hq, timestep) if blurred else mse(image, batch.hq)
+    parts = {"mse": difference.mean()}
+    loss = config.mse_weight * parts["mse"]
+    if config.lpips_weight:
+        with clock("lpips"), networks.autocast():
+            # Recomputed in the backward pass: VGG's features are the largest tensors of a step.
+            parts["lpips"] = checkpoint(networks.perceptual, image, batch.hq, use_reentrant=False).mean()
+        loss = loss + config.lpips_weight * parts["lpips"]
+    if config.distillation != "none":
+        with clock("distillation"):
+            parts["distillation"] = _distillation(config, networks.teacher, batch, x0, timestep)
+        loss = loss + config.distillation_weight * parts["distillation"]
+    return loss, {name: part.item() for name, part in parts.items()}, x0.detach()
+
+
+def _distillation(config: TrainConfig, teacher: Teacher, batch: MicroBatch, x0: Tensor, timestep: Tensor) -> Tensor:
+    """Returns the loss of (timestep-aware) variational score distillation, a number."""
+    t_v = distillation_timesteps(config, timestep.cpu(), batch.indices).to(x0.device)
+    noise = sample_noise(config.seed, "distillation", batch.indices, tuple(x0.shape[1:])).to(x0.device)
+    return tavsd(x0, noise, t_v, teacher, teacher.teach, batch.context, batch.negative).loss.mean()
+
+
+def fake_score_loss(config: TrainConfig, networks: Networks, batch: MicroBatch, x0: Tensor) -> Tensor:
+    """Returns the diffusion loss of the fake score on the student's latents, a number (paper, equation 10)."""
+    noise = sample_noise(config.seed, "fake score", batch.indices, tuple(x0.shape[1:])).to(x0.device)
+    timestep = fake_score_timesteps(config, batch.indices).to(x0.device)
+    return diffusion_loss(networks.fake_score, x0, noise, timestep, batch.context).mean()

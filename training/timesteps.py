@@ -1,0 +1,44 @@
+"""Which timesteps training uses: the student's, the teacher's and the fake score's, (B,) int64 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, NUM_TIMESTEPS, teacher_timestep
+from training.config import TrainConfig
+from training.randomness import sample_integers
+
+VSD_RANGE = (20, 979)  # plain variational score distillation: the middle 96 % (behaviour of the official code)
+
+
+def timestep_grid(count: int) -> tuple[int, ...]:
+    """Returns `count` integers evenly spaced over 1..999, truncated; 0: all of them.
+
+    The released weights were trained on 50 of them; the paper says uniform.
+    """
+    if count == 0:
+        return tuple(range(MIN_TIMESTEP, MAX_TIMESTEP + 1))
+    if count == 1:
+        return (MIN_TIMESTEP,)
+    return tuple(MIN_TIMESTEP + i * (MAX_TIMESTEP - MIN_TIMESTEP) // (count - 1) for i in range(count))
+
+
+def student_timesteps(config: TrainConfig, indices: Sequence[int]) -> Tensor:
+    """Returns the student's timestep of each sample, uniform over `config.timestep_grid`."""
+    grid = torch.tensor(timestep_grid(config.timestep_grid))
+    return grid[sample_integers(config.seed, "student timestep", indices, 0, len(grid) - 1)]
+
+
+def distillation_timesteps(config: TrainConfig, timestep: Tensor, indices: Sequence[int]) -> Tensor:
+    """Returns the teacher's timesteps: eq. 5 for TAVSD, random ones for plain VSD."""
+    if config.distillation == "tavsd":
+        return teacher_timestep(timestep, config.lam, config.gamma)
+    return sample_integers(config.seed, "teacher timestep", indices, *VSD_RANGE)
+
+
+def fake_score_timesteps(config: TrainConfig, indices: Sequence[int]) -> Tensor:
+    """Returns the timesteps at which the fake score learns, uniform over 0..999 (paper, equation 10)."""
+    return sample_integers(config.seed, "fake score timestep", indices, 0, NUM_TIMESTEPS - 1)

@@ -1,0 +1,83 @@
+"""Trains TADSR: `python -m training.train --config PRESET --data PATH --base PATH --output DIR [key=value ...]`.
+
+Running the same command again goes on from the last checkpoint. Ctrl-C and SIGTERM write one and end the run. Several
+GPUs or machines: `accelerate launch -m training.train ...`. See docs/training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from training.checkpoint import CheckpointError
+from training.config import TrainConfig, load_config, resolved
+from training.loop import Trainer, TrainingStopped
+from training.lpips_weights import LpipsWeightsError
+from training.plan import describe
+from training.setup import Data, build_run, open_data, skipped_lines, write_skipped
+
+PRESETS = Path(__file__).parent / "presets"
+CONFIG_NAME = "config.yaml"
+SKIPPED_SHOWN = 20
+
+
+def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
+    """Runs a training from its last checkpoint, or its start, to its end; returns the weights file.
+
+    Raises ValueError (and its kinds) for settings, data, prompts, weights and checkpoints that cannot be used;
+    TrainingStopped if the loss is no number for too long.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    data = open_data(config, accelerator.device.type)
+    if accelerator.is_main_process:
+        _prepare_output(config, data)
+    trainer = Trainer(build_run(config, data, accelerator), accelerator)
+    resumed = trainer.resume(allow_config_change=allow_config_change)
+    if accelerator.is_main_process:
+        (config.output / CONFIG_NAME).write_text(resolved(config), encoding="utf-8")
+        start = f"resumed at step {trainer.counters.step}" if resumed else "started"
+        print(f"{start}: {data.training.epoch_length} pictures, {len(data.validation)} for validation", flush=True)
+    return trainer.train()
+
+
+def _prepare_output(config: TrainConfig, data: Data) -> None:
+    config.output.mkdir(parents=True, exist_ok=True)
+    write_skipped(data.skipped, config.output)
+    for line in skipped_lines(data.skipped, SKIPPED_SHOWN):
+        print(line, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=PRESETS / "paper.yaml", help="preset (default: paper.yaml)")
+    parser.add_argument("--data", type=Path, help="folder of photographs, list of pairs, or folder of tar shards")
+    parser.add_argument("--base", type=Path, help="Stable Diffusion 2.1-base: checkpoint or diffusers folder")
+    parser.add_argument("--output", type=Path, help="folder of the run: checkpoints, weights, logs")
+    parser.add_argument("--dry-run", action="store_true", help="print settings, sizes and memory, and train nothing")
+    parser.add_argument("--allow-config-change", action="store_true", help="resume although settings have changed")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see training/config.py")
+    options = parser.parse_intermixed_args(arguments)
+    paths = {"data": options.data, "base": options.base, "output": options.output}
+    try:
+        config = load_config(options.config, options.overrides, **paths)
+        if options.dry_run:
+            print(describe(config))
+            return 0
+        weights = train(config, allow_config_change=options.allow_config_change)
+    except (ValueError, TrainingStopped, LpipsWeightsError, CheckpointError, OSError) as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 1
+    if weights.is_file():
+        print(f"weights: {weights}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

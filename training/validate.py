@@ -1,0 +1,68 @@
+"""Validation while a run goes: scores of held-out pictures at several timesteps, and a sheet to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from tadsr.color import match_adain
+from training.metrics import Reference
+from training.setup import Run
+
+SHEETS_FOLDER = "validation"
+LABEL_HEIGHT, FONT_SIZE = 28, 16
+INK, BACKGROUND = "white", "black"
+
+
+@torch.no_grad()
+def validate(run: Run, step: int, device: torch.device) -> dict[str, float]:
+    """Returns PSNR-Y and LPIPS (VGG), means over the held-out pictures, by timestep; writes `step-N.png`.
+
+    The student runs in its mode, as the nodes do. Its parameters and all random numbers stay as they were.
+    """
+    timesteps, validation = run.config.validation_timesteps, run.data.validation
+    scores: dict[str, list[float]] = {}
+    rows = []
+    for sample in (validation[index] for index in range(len(validation))):
+        lq, hq = sample.lq[None].to(device), sample.hq[None].to(device)
+        reference = Reference(_unit(hq), [run.perceptual], border=run.config.scale)
+        context = run.context((sample.prompt,)).to(device)
+        results = [restore(run, lq, timestep, context) for timestep in timesteps]
+        for timestep, result in zip(timesteps, results, strict=True):
+            score = reference.score(result)
+            scores.setdefault(f"validation/psnr_y/t{timestep}", []).append(score.psnr_y)
+            scores.setdefault(f"validation/lpips/t{timestep}", []).append(score.lpips[run.perceptual.net])
+        rows.append([_unit(lq), *results, _unit(hq)])
+    names = ["input", *(f"t = {timestep}" for timestep in timesteps), "photograph"]
+    write_sheet(run.config.output / SHEETS_FOLDER / f"step-{step:08d}.png", names, rows)
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def restore(run: Run, lq: Tensor, timestep: int, context: Tensor) -> Tensor:
+    """Returns the student's picture (1, 3, H, W) in [0, 1], colours matched. lq: (1, 3, H, W) in [-1, 1]."""
+    image = run.student(lq, torch.tensor([timestep], device=lq.device), context).image
+    return match_adain(_unit(image.float()).clamp(0, 1), _unit(lq)).clamp(0, 1)
+
+
+def write_sheet(path: Path, names: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> None:
+    """Writes pictures, (1, 3, H, W) in [0, 1], of one size: a row for each list, a label for each column."""
+    height, width = rows[0][0].shape[2:]
+    sheet = Image.new("RGB", (width * len(names), LABEL_HEIGHT + height * len(rows)), BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    for column, name in enumerate(names):
+        draw.text((column * width + 4, 4), name, fill=INK, font=font)
+        for row, pictures in enumerate(rows):
+            pixels = (pictures[column][0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+            sheet.paste(Image.fromarray(pixels), (column * width, LABEL_HEIGHT + row * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _unit(image: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1]."""
+    return image / 2 + 0.5
