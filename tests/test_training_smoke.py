@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str],
     for path in photographs(source, files[PACKAGE])[:PHOTOGRAPHS]:
         (folder / "photographs" / path.name).symlink_to(path)
     paths = {"data": folder / "photographs", "base": write_mini_base(folder / "base"), "output": folder / "run"}
-    config = load_config(PRESETS / "smoke.yaml", **paths)
+    config = load_config(PRESETS / "smoke.yaml", (), **paths)
     weights = train(config)
     trained = build(config)
     load_student_weights(trained.student, load(weights))
