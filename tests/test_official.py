@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tadsr.convert import convert_official
 from tadsr.lora import adapters, merge
-from tadsr.weights import WeightsError
-from training.official import official_state, save_official
+from tadsr.weights import WeightsError, save
+from training.official import main, official_state, save_official
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -76,3 +76,13 @@ def test_weights_that_the_layout_cannot_hold(shared_reference: Path, tmp_path: P
         with pytest.raises(WeightsError):
             save_official(tmp_path / "none.pkl", other)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_file_or_says_why_not(
+    shared_reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "tadsr.safetensors", convert_official(shared_reference / "tadsr.pkl"))
+    assert main([str(tmp_path / "tadsr.safetensors"), "-o", str(tmp_path / "back.pkl")]) == 0
+    assert convert_official(tmp_path / "back.pkl").metadata.rank == 4
+    assert main([str(tmp_path / "nowhere.safetensors"), "-o", str(tmp_path / "other.pkl")]) == 1
+    assert "there is no such file" in capsys.readouterr().err and not (tmp_path / "other.pkl").exists()

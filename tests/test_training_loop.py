@@ -116,6 +116,20 @@ def assert_same_losses(expected: list[dict[str, float]], seen: list[dict[str, fl
             assert other[name] == pytest.approx(one[name], rel=2e-4 if step == 1 else 2e-2), f"step {step}: {name}"
 
 
+def test_bf16_gives_nearly_the_same_losses(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    trainer(few_steps(inputs, tmp_path, mixed_precision="bf16", steps=1)).train()
+    (exact, *_), (rounded,) = log_of(whole), log_of(tmp_path)
+    for name in LOSSES:
+        assert rounded[name] == pytest.approx(exact[name], rel=0.05) and rounded[name] != exact[name], name
+
+
+def test_gradient_checkpointing_changes_nothing_but_the_memory(
+    inputs: dict[str, Path], whole: Path, tmp_path: Path
+) -> None:
+    trainer(few_steps(inputs, tmp_path, gradient_checkpointing=True)).train()
+    assert_same_losses(log_of(whole), log_of(tmp_path))
+
+
 def test_other_settings_are_refused_on_resume(inputs: dict[str, Path], whole: Path) -> None:
     changed = trainer(few_steps(inputs, whole, seed=6, lpips_weight=1))
     with pytest.raises(ConfigError, match=r"lpips_weight was 2\.0, is 1\.0; seed was 5, is 6.*--allow-config-change"):

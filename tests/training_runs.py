@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 from training_pictures import save_picture
@@ -40,11 +41,17 @@ def few_steps(inputs: dict[str, Path], output: Path, **changes: object) -> Train
 
 
 def build(config: TrainConfig) -> Run:
-    return build_run(config, open_data(config, "cpu"), Accelerator(mixed_precision=config.mixed_precision))
+    return build_run(config, open_data(config, "cpu"), accelerator(config))
 
 
 def trainer(config: TrainConfig, run: Run | None = None) -> Trainer:
-    return Trainer(run or build(config), Accelerator(mixed_precision=config.mixed_precision))
+    return Trainer(run or build(config), accelerator(config))
+
+
+def accelerator(config: TrainConfig) -> Accelerator:
+    """Returns a new one; Accelerate keeps the precision of a process's first one for all."""
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=config.mixed_precision)
 
 
 def final_tensors(output: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ micro batches and a resume change nothing but the order of floating-point sums.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,12 +21,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tadsr.weights import TIME_PART
 from tadsr.weights import save as save_weights
 from training.checkpoint import Checkpoint, Checkpoints
 from training.config import as_saved, differences
 from training.data import Batch, StepBatches, collate, worker_init
 from training.named_tensors import load_optimizer, load_parameters, optimizer_tensors
+from training.part import Part, make_part
 from training.progress import Progress
 from training.settings import ConfigError
 from training.setup import Run
@@ -38,16 +39,6 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 class TrainingStopped(RuntimeError):
     """A run that cannot go on: its loss was not finite too many times in a row."""
-
-
-@dataclass
-class Part:
-    """One of the two trained networks, with its own optimiser."""
-
-    name: str
-    parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.AdamW
-    scaler: torch.amp.GradScaler  # does nothing unless training in fp16
 
 
 @dataclass
@@ -68,25 +59,16 @@ class Trainer:
         self.run, self.config, self.accelerator, self.clock = run, run.config, accelerator, clock
         self.networks = run.wrap(accelerator)
         config = self.config
-        self.student_part = self._part("student", run.student.trainable(), config.learning_rate)
+        device = accelerator.device.type
+        self.student_part = make_part("student", run.student.trainable(), config.learning_rate, config, device)
         self.parts = [self.student_part]
         if config.distillation != "none":
-            self.fake_part = self._part("fake_score", run.teacher.trainable(), config.fake_learning_rate)
+            fake_parameters, rate = run.teacher.trainable(), config.fake_learning_rate
+            self.fake_part = make_part("fake_score", fake_parameters, rate, config, device)
             self.parts.append(self.fake_part)
         self.checkpoints = Checkpoints(config.output / CHECKPOINTS_FOLDER, config.keep, writes=self._is_main)
         self.counters = Counters()
         self.stop_requested = False
-
-    def _part(self, name: str, parameters: dict[str, nn.Parameter], rate: float) -> Part:
-        c = self.config
-        time = [p for key, p in parameters.items() if TIME_PART.search(key)]
-        others = [p for key, p in parameters.items() if not TIME_PART.search(key)]
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if time:
-            groups.append({"params": time, "lr": rate if c.time_learning_rate is None else c.time_learning_rate})
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=c.betas, eps=c.adam_eps, weight_decay=c.weight_decay)
-        scaler = torch.amp.GradScaler(self.accelerator.device.type, enabled=c.mixed_precision == "fp16")
-        return Part(name, parameters, optimizer, scaler)
 
     def train(self) -> Path:
         """Runs to `config.steps`, or until Ctrl-C or SIGTERM; leaves a checkpoint and returns the weights file."""
@@ -148,17 +130,10 @@ class Trainer:
         return total
 
     def _update(self, part: Part, losses: Mapping[str, float]) -> bool:
-        """Steps the optimiser unless a loss or a gradient is not finite; returns whether it did."""
-        part.scaler.unscale_(part.optimizer)
-        norm = nn.utils.clip_grad_norm_(part.parameters.values(), self.config.clip_norm)
-        finite = bool(torch.isfinite(norm)) and all(abs(value) < float("inf") for value in losses.values())
-        finite = not self._any_process(not finite)
-        if finite or part.scaler.is_enabled():  # in fp16, infinite gradients tell the scaler to scale less
-            with self.clock("optimiser"):
-                part.scaler.step(part.optimizer)
-            part.scaler.update()
-        part.optimizer.zero_grad(set_to_none=True)
-        return finite
+        """Steps the part's optimiser unless a loss of any process is not finite; returns whether the step was sound."""
+        losses_are_finite = not self._any_process(not all(math.isfinite(value) for value in losses.values()))
+        with self.clock("optimiser"):
+            return part.update(losses_are_finite, self.config.clip_norm)
 
     def _count(self, losses: dict[str, float] | None, batches: list[Batch]) -> None:
         """Counts a step, and adds up its losses; raises TrainingStopped after too many skipped ones in a row."""

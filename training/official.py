@@ -1,13 +1,15 @@
-"""Writes weights in the layout of the official `tadsr.pkl`: the inverse of `tadsr.convert`.
+"""Writes weights in the layout of the official release: `python -m training.official WEIGHTS -o tadsr.pkl`.
 
-That layout holds the trained part only: no base, no prompt, no metadata.
+The inverse of `tadsr.convert`. That layout holds the trained part only: no base, no prompt, no metadata.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from tadsr.convert import MODULE_LISTS, OFFICIAL_ALPHA, PARTS, RANKS, VAE_ADAPTERS, VAE_MODULE_LIST
 from tadsr.keys import Table, UNetLayout, WeightsError, inverse, rename, unet_table, vae_table_of
 from tadsr.lora import Adapter, adapters
-from tadsr.weights import UNET_PREFIX, TadsrWeights, validate
+from tadsr.weights import UNET_PREFIX, TadsrWeights, load, validate
 
 GROUPS = {  # first part of a UNet module's name: the adapter that the official code trains it in
     "conv_in": "default_encoder",
@@ -113,3 +115,22 @@ def _rank(found: Mapping[str, Adapter]) -> int:
 
 def _to_cpu(part: Any) -> Any:
     return {key: tensor.cpu() for key, tensor in part.items()} if isinstance(part, dict) else part
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m training.official", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("weights", type=Path, help="a TADSR weights file")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .pkl file to write")
+    options = parser.parse_args(arguments)
+    try:
+        save_official(options.output, load(options.weights))
+    except (WeightsError, OSError) as error:
+        print(f"Not written: {error}", file=sys.stderr)
+        return 1
+    print(f"Wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
