@@ -120,7 +120,7 @@ def test_bf16_gives_nearly_the_same_losses(inputs: dict[str, Path], whole: Path,
     trainer(few_steps(inputs, tmp_path, mixed_precision="bf16", steps=1)).train()
     (exact, *_), (rounded,) = log_of(whole), log_of(tmp_path)
     for name in LOSSES:
-        assert rounded[name] == pytest.approx(exact[name], rel=0.05) and rounded[name] != exact[name], name
+        assert rounded[name] == pytest.approx(exact[name], rel=0.15) and rounded[name] != exact[name], name
 
 
 def test_gradient_checkpointing_changes_nothing_but_the_memory(
