@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from training_runs import few_steps, make_inputs
+from training_runs import few_steps, log_of, make_inputs
 
 from training.config import PRESETS
 from training.lpips import LPIPS
@@ -40,7 +40,8 @@ def test_a_run_leaves_weights_log_validation_and_settings(
     assert "broken.png" in output.err and "broken.png" in (tmp_path / "skipped.txt").read_text()
     sheet = Image.open(tmp_path / "validation" / "step-00000001.png")
     assert sheet.width == 32 * 5 and sheet.height > 2 * 32  # input, three timesteps, photograph
-    assert "validation/psnr_y/t500" in (tmp_path / "log.jsonl").read_text()
+    validated = [line["step"] for line in log_of(tmp_path) if "validation/psnr_y/t500" in line]
+    assert validated == [0, 1], "validation belongs before the first step and after every validate_every"
     assert list((tmp_path / "tensorboard").iterdir()) and (tmp_path / "tadsr.safetensors").is_file()
     assert "time_learning_rate: 1.0e-06" in (tmp_path / "config.yaml").read_text()
 

@@ -147,7 +147,7 @@ class TrainConfig:
     log_every: Count = 10
     """Steps between entries of the log."""
     validate_every: CountOrNone = 500
-    """Steps between validations; 0: never."""
+    """Steps between validations, the first of them before the first step; 0: never."""
     validation: Path | None = None
     """Folder of pictures to validate on; null: the last `validation_count` pictures of `data`, then not trained on."""
     validation_count: CountOrNone = 8

@@ -77,6 +77,8 @@ class Trainer:
             self._stopping_on_signals(),
             Progress(config.output, config.steps, counters.step, self._is_main) as progress,
         ):
+            if config.validate_every and counters.step == 0:
+                self._validate(progress)  # what there is to improve on
             for batches in self.steps():
                 done = self.step(batches)
                 counters.step += 1

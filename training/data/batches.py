@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -88,9 +87,8 @@ class StepBatches(Sampler[list[int]]):
 
 
 def worker_init(worker: int) -> None:
-    """Prepares a DataLoader's worker process: one thread, and Ctrl-C left to the training loop.
+    """Prepares a DataLoader's worker process: Ctrl-C is left to the training loop.
 
     A terminal sends Ctrl-C to workers too; one that died of it would end the run before its checkpoint is written.
     """
-    cv2.setNumThreads(1)  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)

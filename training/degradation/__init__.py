@@ -9,6 +9,8 @@ lq = degrade_batch(hq, parameters, seeds)                # the same on tensors, 
 
 from __future__ import annotations
 
+import cv2
+
 from .apply import Pair, apply, degrade, degrade_pair
 from .batched import degrade_batch
 from .config import (
@@ -22,6 +24,9 @@ from .config import (
     StageConfig,
 )
 from .parameters import DegradationParameters, draw_parameters
+
+# Small crops gain nothing from OpenCV's threads, workers are the parallelism, and its threads hang a forked worker.
+cv2.setNumThreads(1)
 
 __all__ = [
     "FULL",
