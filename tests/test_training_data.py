@@ -80,7 +80,12 @@ class WorkerState(Dataset[tuple[int, bool]]):
 
 def test_workers_have_one_thread_and_outlive_ctrl_c() -> None:
     loader = DataLoader(WorkerState(), batch_sampler=[[0]], num_workers=1, collate_fn=list, worker_init_fn=worker_init)
-    assert list(loader) == [[(1, True)]] and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    try:
+        assert list(loader) == [[(1, True)]]
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler, "the main process has changed too"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_crops_are_parts_of_the_picture_flipped_half_of_the_time(tmp_path: Path) -> None:
