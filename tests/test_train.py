@@ -39,7 +39,7 @@ def test_a_run_leaves_weights_log_validation_and_settings(
     assert "started: 4 pictures, 2 for validation" in output.out and "tadsr.safetensors" in output.out
     assert "broken.png" in output.err and "broken.png" in (tmp_path / "skipped.txt").read_text()
     sheet = Image.open(tmp_path / "validation" / "step-00000001.png")
-    assert sheet.width == 32 * 5 and sheet.height > 2 * 32  # input, three timesteps, photograph
+    assert sheet.width == 128 * 5 and sheet.height > 2 * 128  # input, three timesteps, photograph; magnified 4 times
     validated = [line["step"] for line in log_of(tmp_path) if "validation/psnr_y/t500" in line]
     assert validated == [0, 1], "validation belongs before the first step and after every validate_every"
     assert list((tmp_path / "tensorboard").iterdir()) and (tmp_path / "tadsr.safetensors").is_file()

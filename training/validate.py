@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from training.setup import Run
 
 SHEETS_FOLDER = "validation"
 LABEL_HEIGHT, FONT_SIZE = 28, 16
+LEAST_COLUMN = 128  # pixels, so that labels fit; smaller pictures are shown magnified
 INK, BACKGROUND = "white", "black"
 
 
@@ -51,14 +53,17 @@ def restore(run: Run, lq: Tensor, timestep: int, context: Tensor) -> Tensor:
 
 def write_sheet(path: Path, names: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> None:
     """Writes pictures, (1, 3, H, W) in [0, 1], of one size: a row for each list, a label for each column."""
-    height, width = rows[0][0].shape[2:]
+    side = rows[0][0].shape[3]
+    factor = math.ceil(LEAST_COLUMN / side)
+    height, width = (factor * length for length in rows[0][0].shape[2:])
     sheet = Image.new("RGB", (width * len(names), LABEL_HEIGHT + height * len(rows)), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     for column, name in enumerate(names):
         draw.text((column * width + 4, 4), name, fill=INK, font=font)
         for row, pictures in enumerate(rows):
             pixels = (pictures[column][0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            sheet.paste(Image.fromarray(pixels), (column * width, LABEL_HEIGHT + row * height))
+            shown = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(shown, (column * width, LABEL_HEIGHT + row * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
