@@ -92,10 +92,15 @@ def _write_time_into_latent(student: MiniStudent) -> None:
     patches = F.unfold(features[0], 3, padding=1, stride=2).transpose(1, 2)  # (timesteps, pixels, 9 x channels)
     design = torch.cat([patches, torch.ones_like(patches[..., :1])], dim=2).flatten(0, 1).double()
     target = ((timesteps - MAX_TIMESTEP / 2) / TIME_UNIT).repeat_interleave(patches.shape[1]).double()
-    ridge = RIDGE * len(design) * torch.eye(design.shape[1], dtype=torch.float64)
-    fit = torch.linalg.solve(design.T @ design + ridge, design.T @ target).float()
+    fit = _fit(design, target, RIDGE * len(design))
     unet.conv_out.weight[COLOURS] = -fit[:-1].view_as(unet.conv_out.weight[COLOURS])  # x0: latent less prediction
     unet.conv_out.bias[COLOURS] = -fit[-1]
+
+
+def _fit(design: Tensor, target: Tensor, penalty: float) -> Tensor:
+    """Returns the weights, float32, with which `design` gives `target`, nearly; their squares cost `penalty`."""
+    system = design.T @ design + penalty * torch.eye(design.shape[1], dtype=design.dtype)
+    return torch.linalg.solve(system, design.T @ target).float()
 
 
 def _set(layer: Any, matrix: Tensor) -> None:
@@ -176,8 +181,7 @@ def _fit_markers(block: TimeAwareBlock, time_embedding: nn.Module, markers: Tens
     design = torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1).double()
     target = MARKER_SIZE / alpha_bar(timesteps).double().sqrt()  # silu(x) is x, nearly, for x >= 4
     design = design / target[:, None]  # so that the error is relative
-    ridge = RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
-    fit = torch.linalg.solve(design.T @ design + ridge, design.sum(dim=0)).float()
+    fit = _fit(design, torch.ones(len(design), dtype=torch.float64), RIDGE)
     block.time_emb_proj.weight.zero_()
     block.time_emb_proj.bias.zero_()
     block.time_emb_proj.bias[:width][markers] = -1.0  # scale: keeps the picture out of these channels
