@@ -150,7 +150,6 @@ def test_an_error_says_what_is_accepted() -> None:
     [
         (["scale=3"], "crop is 512; accepted: multiples of 8 and of scale (3)"),
         (["micro_batch=5"], "micro_batch is 5; accepted: divisors of batch (24)"),
-        (["light_share=0.995"], "plain_bicubic_share and light_share are 0.01 and 0.995; accepted: together at most 1"),
         (["validation_count=0"], "validation_count is 0; accepted: from 1, or 0 with validate_every=0"),
         (["rank"], "override is 'rank'; accepted: key=value, such as rank=8"),
     ],

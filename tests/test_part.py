@@ -45,6 +45,16 @@ def test_a_step_that_is_not_finite_changes_nothing(part: Part, losses_are_finite
     assert not part.optimizer.state
 
 
+def test_a_loss_that_is_no_number_is_left_out_in_half_precision_too(part: Part) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    half = Part(part.name, part.parameters, part.optimizer, scaler)
+    scaler.scale(torch.ones(1))  # makes the scale
+    give_gradients(half, 1.0)
+    assert not half.update(False, 1.0) and all(p.tolist() == [1, 1] for p in half.parameters.values())
+    give_gradients(half, 1.0)
+    assert half.update(True, 1.0), "the scaler is not ready for the next step"
+
+
 def test_gradients_that_overflow_in_half_precision_only_lower_the_scale(part: Part) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     half = Part(part.name, part.parameters, part.optimizer, scaler)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from small_learner import equal
+from training_pictures import save_picture
 from training_runs import few_steps, final_tensors, log_of, make_inputs, trainer
 
 from tadsr.weights import load
@@ -91,17 +94,18 @@ def test_a_degradation_on_the_training_device_gives_nearly_the_same_samples(
     assert (on_device.lq - on_device.hq).abs().mean() > 0.02, "nothing was degraded"
 
 
-def test_two_processes_give_the_losses_of_one(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:
-    config = few_steps(inputs, tmp_path, micro_batch=1)
+def test_two_processes_give_the_losses_of_one(inputs: dict[str, Path], tmp_path: Path) -> None:
+    trainer(few_steps(inputs, tmp_path / "one", batch=4, micro_batch=4)).train()
+    config = few_steps(inputs, tmp_path / "two", batch=4)  # two micro batches in each process
     settings = [f"{key}={getattr(config, key)}" for key in ("crop", "batch", "steps", "light_share", "seed")]
     settings += ["micro_batch=1", "workers=0", "validate_every=0", "validation_count=1", "log_every=1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "training.train", "--config", "training/presets/smoke.yaml"]
-    for name, path in (*inputs.items(), ("output", tmp_path)):
+    for name, path in (*inputs.items(), ("output", config.output)):
         command += [f"--{name}", str(path)]
     done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_losses(log_of(whole), log_of(tmp_path))
+    assert_same_losses(log_of(tmp_path / "one"), log_of(tmp_path / "two"))
 
 
 def environment() -> dict[str, str]:
@@ -137,6 +141,25 @@ def test_other_settings_are_refused_on_resume(inputs: dict[str, Path], whole: Pa
     assert changed.resume(allow_config_change=True)
 
 
+def test_other_pictures_or_another_base_are_refused_on_resume(
+    inputs: dict[str, Path], whole: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        save_picture(tmp_path / "others" / f"{number}.png", seed=number)
+    other = trainer(few_steps(inputs | {"data": tmp_path / "others"}, whole))
+    with pytest.raises(ConfigError, match="data was .*; pictures_sha256 was"):
+        other.resume()
+
+
+def test_the_log_forgets_the_steps_that_are_done_again(inputs: dict[str, Path], tmp_path: Path) -> None:
+    trainer(few_steps(inputs, tmp_path, steps=2)).train()
+    shutil.rmtree(tmp_path / CHECKPOINTS_FOLDER / "step-00000002")
+    again = trainer(few_steps(inputs, tmp_path, steps=2))
+    again.resume()
+    again.train()
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2]
+
+
 def test_another_rank_cannot_be_resumed(inputs: dict[str, Path], whole: Path) -> None:
     other = trainer(few_steps(inputs, whole, rank=8))
     with pytest.raises(CheckpointError, match="rank 16 in the checkpoint, 8 now"):
@@ -162,15 +185,21 @@ def test_losses_that_are_no_numbers_are_skipped_and_then_end_the_run(inputs: dic
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_a_checkpoint(inputs: dict[str, Path], tmp_path: Path, number: int) -> None:
-    life = trainer(few_steps(inputs, tmp_path, steps=1000, save_every=1000))
+    life = trainer(few_steps(inputs, tmp_path, steps=1000, save_every=1000, workers=2))
     process = os.fork()
     if process == 0:
-        torch.set_num_threads(1)
-        os._exit(0 if life.train().name == "tadsr.safetensors" else 1)
-    log = tmp_path / "log.jsonl"
+        try:
+            os.setsid()  # the signal goes to the workers too, as that of a terminal or a launcher
+            torch.set_num_threads(1)
+            life.train()
+            os._exit(0)
+        finally:  # never back into pytest
+            os._exit(1)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 60
     while not log.is_file() or not log.read_text():  # the first step is done
-        assert os.waitpid(process, os.WNOHANG) == (0, 0), "the run ended before it was asked to"
-    os.kill(process, number)
+        assert time.monotonic() < deadline, "no step was done in a minute"
+        time.sleep(0.01)
+    os.killpg(process, number)
     assert os.waitpid(process, 0)[1] == 0, "it did not end well"
     (folder,) = (tmp_path / CHECKPOINTS_FOLDER).iterdir()
     assert 1 <= int(folder.name.removeprefix("step-")) < 1000

@@ -61,13 +61,13 @@ class TrainConfig:
     plain_bicubic_share: Share = 0.01
     """Share of samples that are only made smaller, by bicubic interpolation (C)."""
     light_share: Share = 0.0
-    """Share of samples with the nearly clean degradation `training.degradation.LIGHT` (ours)."""
+    """Share of the other samples with the nearly clean degradation `training.degradation.LIGHT` (ours)."""
     degrade_on: Literal["auto", "workers", "device"] = "auto"
     """Where pictures are degraded: by the workers on the CPU, or on the training device; auto: there if it is a GPU."""
     workers: Annotated[int, Span(0, 256)] = 4
     """Processes that prepare samples, for each training process; 0: none."""
     text_encoder: Path | None = None
-    """Text encoder and tokenizer (a diffusers folder or a repository's name); null: those of `base`."""
+    """Folder with `text_encoder` and `tokenizer`, as in a diffusers folder; null: those of `base`."""
     prompt: str = PROMPT
     """Prompt of a picture that brings none (ours)."""
     negative_prompt: str = NEGATIVE_PROMPT
@@ -169,9 +169,6 @@ class TrainConfig:
             raise ConfigError(f"crop is {self.crop}; accepted: multiples of 8 and of scale ({self.scale})")
         if self.batch % self.micro_batch:
             raise ConfigError(f"micro_batch is {self.micro_batch}; accepted: divisors of batch ({self.batch})")
-        if self.plain_bicubic_share + self.light_share > 1:
-            seen = f"{self.plain_bicubic_share} and {self.light_share}"
-            raise ConfigError(f"plain_bicubic_share and light_share are {seen}; accepted: together at most 1")
         if self.validate_every and not self.validation_count:
             raise ConfigError("validation_count is 0; accepted: from 1, or 0 with validate_every=0")
 

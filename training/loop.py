@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tadsr.weights import save as save_weights
-from training.checkpoint import Checkpoint, Checkpoints
+from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from training.config import as_saved, differences
 from training.data import Batch, StepBatches, collate, worker_init
 from training.named_tensors import load_optimizer, load_parameters, optimizer_tensors
@@ -46,7 +46,7 @@ class Counters:
     """How far a run is; saved with its checkpoints."""
 
     step: int = 0  # steps done
-    skipped: int = 0  # of them, without an update, because a loss or a gradient was not finite
+    skipped: int = 0  # of them, those in which a loss or a gradient of student or fake score was not finite
     skipped_in_a_row: int = 0
     losses: dict[str, float] = field(default_factory=dict)  # sums since the last report
     losses_count: int = 0
@@ -100,7 +100,8 @@ class Trainer:
 
     def step(self, batches: list[Batch]) -> dict[str, float] | None:
         """Runs one step on its micro batches; returns the mean losses, or None if it was skipped."""
-        micro = [self.run.micro_batch(batch, self.accelerator.device) for batch in batches]
+        with self.clock("data"):
+            micro = [self.run.micro_batch(batch, self.accelerator.device) for batch in batches]
         latents: list[Tensor] = []
         sums: dict[str, float] = {}
         for batch, is_last in _with_last(micro):
@@ -178,6 +179,7 @@ class Trainer:
             tensors = {f"{p.name}.{name}": t.detach().cpu() for p in self.parts for name, t in p.parameters.items()}
             state: dict[str, Any] = {
                 "config": as_saved(self.config),
+                **self.run.fingerprints,
                 "skipped": self.counters.skipped,
                 "skipped_in_a_row": self.counters.skipped_in_a_row,
             }
@@ -196,10 +198,17 @@ class Trainer:
         allowed; CheckpointError if its tensors do not fit, or none of the checkpoints can be read.
         """
         checkpoint = self.checkpoints.latest()
+        steps = gather_object([checkpoint.step if checkpoint else None])
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes see different last checkpoints, of the steps {steps}: the output folder must be the "
+                f"same one on all machines"
+            )
         if checkpoint is None:
             return False
         state = checkpoint.state()
         changed = differences(state["config"], self.config)
+        changed |= {key: (state[key], now) for key, now in self.run.fingerprints.items() if state[key] != now}
         if changed and not allow_config_change:
             listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items())
             raise ConfigError(
@@ -217,7 +226,8 @@ class Trainer:
                 continue
             load_parameters(part.parameters, tensors, f"{part.name}.")
             load_optimizer(part.optimizer, part.parameters, tensors, state[part.name]["optimizer"], prefix)
-            part.scaler.load_state_dict(state[part.name]["scaler"])
+            if saved := state[part.name]["scaler"]:  # empty unless it was fp16
+                part.scaler.load_state_dict(saved)
         self.counters = Counters(checkpoint.step, state["skipped"], state["skipped_in_a_row"])
 
     def steps(self) -> Iterator[list[Batch]]:
@@ -241,13 +251,8 @@ class Trainer:
         )
         waiting = iter(loader)
         for _ in range(self.counters.step, config.steps):
-            try:
-                with self.clock("data"):
-                    ready = [next(waiting) for _ in range(batches.micro_batches)]
-            except RuntimeError:
-                if self.stop_requested:  # a signal to the whole process group ends the workers too
-                    return
-                raise
+            with self.clock("data"):
+                ready = [next(waiting) for _ in range(batches.micro_batches)]
             yield ready
 
     def _synchronised(self, network: nn.Module, is_last: bool) -> AbstractContextManager[Any]:

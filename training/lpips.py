@@ -121,7 +121,8 @@ class LPIPS(nn.Module):
         total = a[0].new_zeros(a[0].shape[0])
         for index, (x, y) in enumerate(zip(a, b, strict=True)):
             per_channel = (x - y).square().mean(dim=(2, 3))
-            total = total + per_channel @ self.get_buffer(f"head_{index}").to(per_channel.dtype)
+            # Not a matrix product: autocast would compute it in half precision, which loses the small numbers.
+            total = total + (per_channel * self.get_buffer(f"head_{index}").to(per_channel.dtype)).sum(dim=1)
         return total
 
 

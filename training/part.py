@@ -32,8 +32,9 @@ class Part:
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), clip_norm)
         finite = losses_are_finite and bool(torch.isfinite(norm))
         adapting = self.scaler.is_enabled() and self.scaler.get_scale() > LEAST_SCALE
-        if finite or self.scaler.is_enabled():  # the scaler itself leaves out a step of infinite gradients
-            self.scaler.step(self.optimizer)
+        if finite or (losses_are_finite and self.scaler.is_enabled()):
+            self.scaler.step(self.optimizer)  # leaves out a step of infinite gradients by itself
+        if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return finite or (losses_are_finite and adapting)

@@ -21,7 +21,10 @@ class Progress:
         """start: the step that the run resumes at; shown: whether this is the main process."""
         self.log = output / LOG_NAME
         self.bar = tqdm(total=steps, initial=start, unit="step", smoothing=0.05, disable=not shown)
-        self.board = SummaryWriter(str(output / TENSORBOARD_FOLDER), purge_step=start) if shown else None
+        self.board = None
+        if shown:
+            self._forget_after(start)
+            self.board = SummaryWriter(str(output / TENSORBOARD_FOLDER), purge_step=start + 1 if start else 0)
         self.started, self.start = time.monotonic(), start
 
     def __enter__(self) -> Progress:
@@ -33,6 +36,14 @@ class Progress:
         self.bar.close()
         if self.board is not None:
             self.board.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Takes the lines of steps that will be done again out of the log."""
+        if self.log.is_file():
+            lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            if kept != lines:
+                self.log.write_text("".join(kept), encoding="utf-8")
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         """Moves the bar to `step`, the number of steps done, and shows the losses beside it."""

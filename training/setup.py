@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -71,14 +74,13 @@ class Run:
 
     def micro_batch(self, batch: Batch, device: torch.device) -> MicroBatch:
         """Returns a batch of the data with its prompts' embeddings, on the device."""
-        negative = self.prompts.batch([self.config.negative_prompt]).expand(len(batch.indices), -1, -1)
         lq, hq = (images.to(device, non_blocking=True) for images in (batch.lq, batch.hq))
         return MicroBatch(
             indices=batch.indices,
             lq=self._degraded(batch, lq, hq),
             hq=hq,
             context=self.context(batch.prompts).to(device),
-            negative=negative.to(device),
+            negative=self.negative.expand(len(batch.indices), -1, -1).to(device),
         )
 
     def _degraded(self, batch: Batch, lq: Tensor, hq: Tensor) -> Tensor:
@@ -90,6 +92,17 @@ class Run:
             lq = lq.clone()
             lq[places] = degrade_on_device(hq[places], drawn, seeds)
         return lq
+
+    @cached_property
+    def negative(self) -> Tensor:
+        """The negative prompt's embedding, (1, tokens, width), on the CPU."""
+        return self.prompts.batch([self.config.negative_prompt])
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the base and of the names of the pictures: a run resumes only with the same."""
+        names = hashlib.sha256("\n".join(self.data.training.names).encode()).hexdigest()
+        return {"base_sha256": self.base.sha256, "pictures_sha256": names}
 
     def context(self, prompts: tuple[str, ...]) -> Tensor:
         """Returns the embeddings of prompts, (B, tokens, width), on the CPU."""
@@ -142,7 +155,8 @@ def open_data(config: TrainConfig, device: str) -> Data:
 def build_run(config: TrainConfig, data: Data, accelerator: Accelerator) -> Run:
     """Returns the run of a config; raises PromptError and WeightsError (all of them ValueErrors)."""
     with accelerator.main_process_first():  # the others find the embeddings in the cache
-        prompts = build_prompts(config, data, accelerator.device.type)
+        texts = [config.prompt, config.negative_prompt, *data.training.texts, *data.validation.texts]
+        prompts = build_prompts(config, texts, accelerator.device.type)
     base = load_base(config.base)
     student, teacher = build_networks(config, base)
     if config.mixed_precision in HALF:
@@ -151,9 +165,8 @@ def build_run(config: TrainConfig, data: Data, accelerator: Accelerator) -> Run:
     return Run(config, data, prompts, base, student, teacher, LPIPS(net="vgg"))
 
 
-def build_prompts(config: TrainConfig, data: Data, device: str) -> PromptBook:
-    """Returns the embeddings of all prompts of a run; raises PromptError."""
-    texts = [config.prompt, config.negative_prompt, *data.training.texts, *data.validation.texts]
+def build_prompts(config: TrainConfig, texts: Sequence[str], device: str) -> PromptBook:
+    """Returns the embeddings of prompts, the first of which is the default one; raises PromptError."""
     return PromptBook.build(texts, config.base, config.text_encoder, cache_directory() / "training", device)
 
 

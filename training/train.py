@@ -9,20 +9,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from safetensors import SafetensorError
 
+from tadsr.keys import WeightsError
 from training.checkpoint import CheckpointError
-from training.config import TrainConfig, load_config, resolved
+from training.config import PRESETS, TrainConfig, load_config, resolved
+from training.data import DataError
 from training.loop import Trainer, TrainingStopped
 from training.lpips_weights import LpipsWeightsError
 from training.plan import describe
+from training.prompts import PromptError
+from training.settings import ConfigError
 from training.setup import Data, build_run, open_data, skipped_lines, write_skipped
 
-PRESETS = Path(__file__).parent / "presets"
 CONFIG_NAME = "config.yaml"
 SKIPPED_SHOWN = 20
+LONGEST_WAIT = timedelta(hours=6)  # of the other processes, while one encodes the prompts of a large set
+USER_ERRORS = (
+    *(ConfigError, DataError, PromptError, WeightsError, CheckpointError, TrainingStopped, LpipsWeightsError),
+    *(SafetensorError, OSError),  # a full disk
+)
 
 
 def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
@@ -31,7 +42,11 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     Raises ValueError (and its kinds) for settings, data, prompts, weights and checkpoints that cannot be used;
     TrainingStopped if the loss is no number for too long.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[patience])
+    dealt = config.micro_batch * accelerator.num_processes
+    if config.batch % dealt:
+        raise ConfigError(f"batch is {config.batch}; accepted: multiples of micro_batch x processes, {dealt}")
     data = open_data(config, accelerator.device.type)
     if accelerator.is_main_process:
         _prepare_output(config, data)
@@ -41,7 +56,10 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
         (config.output / CONFIG_NAME).write_text(resolved(config), encoding="utf-8")
         start = f"resumed at step {trainer.counters.step}" if resumed else "started"
         print(f"{start}: {data.training.epoch_length} pictures, {len(data.validation)} for validation", flush=True)
-    return trainer.train()
+    weights = trainer.train()
+    if accelerator.is_main_process:
+        print(f"weights: {weights}")
+    return weights
 
 
 def _prepare_output(config: TrainConfig, data: Data) -> None:
@@ -70,12 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print(describe(config))
             return 0
-        weights = train(config, allow_config_change=options.allow_config_change)
-    except (ValueError, TrainingStopped, LpipsWeightsError, CheckpointError, OSError) as error:
+        train(config, allow_config_change=options.allow_config_change)
+    except USER_ERRORS as error:
         print(f"training: {error}", file=sys.stderr)
         return 1
-    if weights.is_file():
-        print(f"weights: {weights}")
     return 0
 
 

@@ -87,8 +87,10 @@ class StepBatches(Sampler[list[int]]):
 
 
 def worker_init(worker: int) -> None:
-    """Prepares a DataLoader's worker process: Ctrl-C is left to the training loop.
+    """Prepares a DataLoader's worker process: Ctrl-C and SIGTERM are left to the training loop.
 
-    A terminal sends Ctrl-C to workers too; one that died of it would end the run before its checkpoint is written.
+    Terminals and launchers send them to workers too; one that died of it would end the run before its checkpoint is
+    written. Workers end when the loop does.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
