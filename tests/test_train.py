@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 from training_runs import few_steps, log_of, make_inputs
 
@@ -14,6 +15,11 @@ from training.lpips import LPIPS
 from training.train import main
 
 SMOKE = ("--config", str(PRESETS / "smoke.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    AcceleratorState._reset_state()  # it keeps the precision of a process's first run
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,7 @@ def test_the_planned_memory_grows_with_the_crop_and_shrinks_with_checkpointing(
         (["batch=0"], ["batch is", "0"]),
         (["crop=512"], ["512", "56x48"]),
         (["--base", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["mixed_precision=fp16"], ["fp16", "no, bf16"]),
         (["--data", "nowhere"], ["nowhere", "no such"]),
         (["init_weights=nowhere.safetensors"], ["nowhere.safetensors", "no such"]),
         (["prompt=something else"], ["something else", "prompts.safetensors"]),

@@ -44,9 +44,7 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     """
     patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[patience])
-    dealt = config.micro_batch * accelerator.num_processes
-    if config.batch % dealt:
-        raise ConfigError(f"batch is {config.batch}; accepted: multiples of micro_batch x processes, {dealt}")
+    _check_machine(config, accelerator)
     data = open_data(config, accelerator.device.type)
     if accelerator.is_main_process:
         _prepare_output(config, data)
@@ -60,6 +58,15 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     if accelerator.is_main_process:
         print(f"weights: {weights}")
     return weights
+
+
+def _check_machine(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Raises ConfigError for settings that these processes or this device cannot have."""
+    dealt = config.micro_batch * accelerator.num_processes
+    if config.batch % dealt:
+        raise ConfigError(f"batch is {config.batch}; accepted: multiples of micro_batch x processes, {dealt}")
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("mixed_precision is fp16, and there is no GPU; accepted on a CPU: no, bf16")
 
 
 def _prepare_output(config: TrainConfig, data: Data) -> None:
