@@ -13,9 +13,9 @@ from .parameters import (
     DegradationParameters,
     KernelParameters,
     NoiseParameters,
-    StageParameters,
     draw_parameters,
 )
+from .pipeline import Operators
 from .resize import resize
 
 
@@ -49,20 +49,7 @@ def degrade_pair(crop: np.ndarray, rng: np.random.Generator, config: Degradation
 def apply(hq: np.ndarray, parameters: DegradationParameters, rng: np.random.Generator) -> np.ndarray:
     """Returns the degradation of `hq` by `parameters`; `rng` gives the noise. Shapes as in `degrade`."""
     _check_photograph(hq, parameters.downscale)
-    height, width = hq.shape[:2]
-    target = height // parameters.downscale, width // parameters.downscale
-    image = np.ascontiguousarray(hq)
-    if parameters.first is not None:
-        image = _apply_stage(image, parameters.first, (height, width), rng)
-        image = compress_jpeg(image, parameters.first_quality)
-    image = _apply_stage(image, parameters.second, target, rng)
-    if parameters.jpeg_before_resize:
-        image = compress_jpeg(image, parameters.final_quality)
-        image = _resize_finally(image, target, parameters)
-    else:
-        image = _resize_finally(image, target, parameters)
-        image = compress_jpeg(image, parameters.final_quality)
-    return to_bytes(image)
+    return to_bytes(OPERATORS.run(np.ascontiguousarray(hq), hq.shape[:2], parameters, rng))
 
 
 def blur(image: np.ndarray, parameters: KernelParameters) -> np.ndarray:
@@ -92,20 +79,7 @@ def to_bytes(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def _apply_stage(
-    image: np.ndarray, parameters: StageParameters, size: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
-    if parameters.kernel is not None:
-        image = blur(image, parameters.kernel)
-    step = parameters.resize
-    height, width = (max(1, int(side * step.scale)) for side in size)
-    image = resize(image, height, width, step.mode, step.antialias)
-    return add_noise(image, parameters.noise, rng)
-
-
-def _resize_finally(image: np.ndarray, target: tuple[int, int], parameters: DegradationParameters) -> np.ndarray:
-    image = resize(image, *target, parameters.final_mode, parameters.final_antialias)
-    return image if parameters.final_kernel is None else blur(image, parameters.final_kernel)
+OPERATORS = Operators(blur, resize, add_noise, compress_jpeg)
 
 
 def _gaussian_noise(source: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .parameters import DegradationParameters, StageParameters
+from .parameters import DegradationParameters
+from .pipeline import Operators
 from .torch_jpeg import compress_jpeg, to_levels
 from .torch_operators import add_noise, blur, resize
+
+OPERATORS = Operators(blur, resize, add_noise, compress_jpeg)
 
 
 @torch.no_grad()
@@ -28,44 +31,13 @@ def degrade_batch(hq: Tensor, parameters: Sequence[DegradationParameters], seeds
     does not depend on the others of the batch. Raises ValueError for anything else.
     """
     _check_batch(hq, parameters, seeds)
+    size = (hq.shape[2], hq.shape[3])
     with torch.autocast(hq.device.type, enabled=False):
         images = [
-            _degrade(photograph[None], drawn, torch.Generator(hq.device).manual_seed(seed))
+            OPERATORS.run(photograph[None], size, drawn, torch.Generator(hq.device).manual_seed(seed))
             for photograph, drawn, seed in zip(hq, parameters, seeds, strict=True)
         ]
-    return torch.cat(images)
-
-
-def _degrade(image: Tensor, parameters: DegradationParameters, generator: torch.Generator) -> Tensor:
-    height, width = image.shape[2:]
-    target = height // parameters.downscale, width // parameters.downscale
-    if parameters.first is not None:
-        image = _apply_stage(image, parameters.first, (height, width), generator)
-        image = compress_jpeg(image, parameters.first_quality)
-    image = _apply_stage(image, parameters.second, target, generator)
-    if parameters.jpeg_before_resize:
-        image = compress_jpeg(image, parameters.final_quality)
-        image = _resize_finally(image, target, parameters)
-    else:
-        image = _resize_finally(image, target, parameters)
-        image = compress_jpeg(image, parameters.final_quality)
-    return to_levels(image).float() / 255
-
-
-def _apply_stage(
-    image: Tensor, parameters: StageParameters, size: tuple[int, int], generator: torch.Generator
-) -> Tensor:
-    if parameters.kernel is not None:
-        image = blur(image, parameters.kernel)
-    step = parameters.resize
-    height, width = (max(1, int(side * step.scale)) for side in size)
-    image = resize(image, height, width, step.mode, step.antialias)
-    return add_noise(image, parameters.noise, generator)
-
-
-def _resize_finally(image: Tensor, target: tuple[int, int], parameters: DegradationParameters) -> Tensor:
-    image = resize(image, *target, parameters.final_mode, parameters.final_antialias)
-    return image if parameters.final_kernel is None else blur(image, parameters.final_kernel)
+        return to_levels(torch.cat(images)).float() / 255
 
 
 def _check_batch(hq: Tensor, parameters: Sequence[DegradationParameters], seeds: Sequence[int]) -> None:
