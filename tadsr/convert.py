@@ -18,12 +18,13 @@ from torch import Tensor
 
 from .keys import UNetLayout, WeightsError, rename, unet_table, vae_table_of
 from .lora import Adapter, adapters, check_keys
+from .schedule import timestep_grid
 from .sources import read_base, read_pickle, read_prompt, sha256
 from .weights import UNET_PREFIX, Metadata, TadsrWeights, save, validate
 
 OFFICIAL_ALPHA = 8.0  # not stored in the official file; behaviour of the released student: scale 2 at rank 4
 OFFICIAL_STEPS = 50  # student timesteps: 50 integers, evenly spaced over 1..999
-OFFICIAL_TIMESTEPS = tuple(1 + i * 998 // (OFFICIAL_STEPS - 1) for i in range(OFFICIAL_STEPS))
+OFFICIAL_TIMESTEPS = timestep_grid(OFFICIAL_STEPS)
 OFFICIAL_LICENSE = "Pi-Lab License 1.0 (non-commercial)"
 OFFICIAL_BASE = "stable-diffusion-2-1-base"
 LICENSE_NOTICE = (

@@ -70,6 +70,18 @@ def teacher_timestep(timestep: Tensor, lam: float = TEACHER_LAMBDA, gamma: float
     return (timestep * lam + gamma).long().clamp(0, NUM_TIMESTEPS - 1)
 
 
+def timestep_grid(count: int) -> tuple[int, ...]:
+    """Returns `count` integers evenly spaced over 1..999, truncated; 0: all of them.
+
+    The released weights were trained on 50 of them; the paper says uniform.
+    """
+    if count == 0:
+        return tuple(range(MIN_TIMESTEP, MAX_TIMESTEP + 1))
+    if count == 1:
+        return (MIN_TIMESTEP,)
+    return tuple(MIN_TIMESTEP + i * (MAX_TIMESTEP - MIN_TIMESTEP) // (count - 1) for i in range(count))
+
+
 def check_timestep(timestep: int) -> int:
     """Returns the timestep unchanged; raises ValueError unless it is an integer in 1..999."""
     if int(timestep) != timestep or not MIN_TIMESTEP <= timestep <= MAX_TIMESTEP:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from host.cache import cache_directory
+from tadsr.schedule import timestep_grid
 from tadsr.weights import Metadata, TadsrWeights, load
 from training.adapters import cast_frozen
 from training.base import Base, load_base
@@ -32,7 +33,6 @@ from training.randomness import sample_generator
 from training.step import MicroBatch, Networks
 from training.student import Student, load_student_weights, student_weights
 from training.teacher import Teacher
-from training.timesteps import timestep_grid
 
 NAME = "TADSR"
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

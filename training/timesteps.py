@@ -7,23 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, NUM_TIMESTEPS, teacher_timestep
+from tadsr.schedule import NUM_TIMESTEPS, teacher_timestep, timestep_grid
 from training.config import TrainConfig
 from training.randomness import sample_integers
 
 VSD_RANGE = (20, 979)  # plain variational score distillation: the middle 96 % (behaviour of the official code)
-
-
-def timestep_grid(count: int) -> tuple[int, ...]:
-    """Returns `count` integers evenly spaced over 1..999, truncated; 0: all of them.
-
-    The released weights were trained on 50 of them; the paper says uniform.
-    """
-    if count == 0:
-        return tuple(range(MIN_TIMESTEP, MAX_TIMESTEP + 1))
-    if count == 1:
-        return (MIN_TIMESTEP,)
-    return tuple(MIN_TIMESTEP + i * (MAX_TIMESTEP - MIN_TIMESTEP) // (count - 1) for i in range(count))
 
 
 def student_timesteps(config: TrainConfig, indices: Sequence[int]) -> Tensor:
