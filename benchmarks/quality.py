@@ -26,6 +26,7 @@ from tadsr.color import match_adain
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple
 from tadsr.weights import load
 from training.export_mini import load_student, student_from_weights
+from training.images import to_picture, to_tensor
 from training.lpips import LPIPS
 from training.metrics import Reference
 from training.mini import MiniStudent
@@ -35,11 +36,6 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "tadsr-mini.safet
 BORDER = 4  # pixels left out of PSNR and SSIM at each side: the scale, as is usual
 
 Upscaler = Callable[[np.ndarray], Tensor]  # uint8 (h, w, 3) -> (1, 3, 4 h, 4 w) in [0, 1]
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def pillow_upscaler(resampling: Image.Resampling) -> Upscaler:
@@ -95,10 +91,7 @@ def held_out_samples(crops_path: Path, kind: str, count: int) -> list[Sample]:
 def write_sheet(path: Path, pictures: dict[str, Tensor]) -> None:
     """Writes the pictures, (1, 3, H, W) in [0, 1], side by side with their names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = [
-        (name, Image.fromarray((picture[0].permute(1, 2, 0) * 255).round().byte().numpy()))
-        for name, picture in pictures.items()
-    ]
+    shown = [(name, to_picture(picture)) for name, picture in pictures.items()]
     before_after_sheet(shown).save(path)
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -30,6 +29,7 @@ from tadsr.geometry import enlarge
 from training.data.pictures import DataError, Picture, decode, scan_folder
 from training.degradation import degrade
 from training.degradation.apply import to_bytes
+from training.images import to_tensor
 from training.metrics import luma, psnr_y
 
 matplotlib.use("Agg")
@@ -155,18 +155,14 @@ def _degrade_crop(picture: Picture, rng: np.random.Generator) -> Degraded:
     top, left = (int(rng.integers(0, side - CROP, endpoint=True)) for side in photograph.shape[:2])
     hq = np.ascontiguousarray(photograph[top : top + CROP, left : left + CROP])
     lq = degrade(hq.astype(np.float32) / 255, rng)
-    true, enlarged = _to_tensor(hq), _enlarge(lq)
+    true, enlarged = to_tensor(hq), _enlarge(lq)
     true_sharpness = sharpness(true)
     ratio = sharpness(enlarged) / true_sharpness if true_sharpness else math.nan
     return Degraded(_middle(hq), lq, psnr_y(enlarged, true).item(), ratio)
 
 
 def _enlarge(lq: np.ndarray) -> Tensor:
-    return enlarge(_to_tensor(lq), (CROP, CROP))
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    return enlarge(to_tensor(lq), (CROP, CROP))
 
 
 def _middle(image: np.ndarray) -> np.ndarray:

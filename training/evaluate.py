@@ -36,6 +36,7 @@ from training.evaluation_set import (
     other_method,
     read_picture,
 )
+from training.images import to_picture, to_tensor
 from training.iqa import METRICS, Metrics
 from training.restore import DEFAULT_SCALE, Restorer
 
@@ -84,10 +85,8 @@ def read_sample(picture: TestPicture, scale: int = DEFAULT_SCALE, crop: int = 0)
 
 def lanczos(sample: Sample) -> Tensor:
     """Returns Pillow's Lanczos enlargement."""
-    pixels = (sample.lq[0].permute(1, 2, 0) * 255).round().byte().numpy()
     height, width = (side * sample.scale for side in sample.lq.shape[2:])
-    enlarged = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(enlarged)).permute(2, 0, 1)[None].float() / 255
+    return to_tensor(np.asarray(to_picture(sample.lq).resize((width, height), Image.Resampling.LANCZOS)))
 
 
 def our_method(restorer: Restorer, timestep: int, name: str) -> Method:
@@ -257,7 +256,7 @@ def _cut(image: Tensor, top: int, left: int, side: int) -> Tensor:
 
 def _save(path: Path, picture: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((picture[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+    to_picture(picture).save(path)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from training.data.pairs import parse_line
 from training.data.pictures import PICTURE_SUFFIXES, DataError, PictureError, decode, is_picture, read_size
+from training.images import to_tensor
 
 LQ_FOLDERS = ("test_lr", "lr", "lq", "low", "input")
 HQ_FOLDERS = ("test_hr", "hr", "hq", "gt", "high", "target")
@@ -120,7 +120,7 @@ def read_picture(path: Path) -> Tensor:
         pixels = decode(path.read_bytes())
     except PictureError as error:
         raise EvaluationError(f"{path} {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    return to_tensor(pixels)
 
 
 def _size(path: Path) -> tuple[int, int]:

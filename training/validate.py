@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tadsr.color import match_adain
+from training.images import to_picture
 from training.metrics import Reference
 from training.setup import Run
 
@@ -61,8 +62,7 @@ def write_sheet(path: Path, names: Sequence[str], rows: Sequence[Sequence[Tensor
     for column, name in enumerate(names):
         draw.text((column * width + 4, 4), name, fill=INK, font=font)
         for row, pictures in enumerate(rows):
-            pixels = (pictures[column][0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            shown = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            shown = to_picture(pictures[column]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(shown, (column * width, LABEL_HEIGHT + row * height))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -23,8 +23,7 @@ from training.degradation import (
     draw_parameters,
 )
 from training.degradation.apply import to_bytes
-
-BYTE_MAX = 255
+from training.images import BYTE_MAX, to_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +90,7 @@ def degrade_on_device(hq: Tensor, degradations: Sequence[DegradationParameters],
 
 def shrink(hq: np.ndarray, scale: int) -> np.ndarray:
     """Returns `hq`, uint8 (H, W, 3), `scale` times smaller by an antialiased cubic, uint8."""
-    image = torch.from_numpy(np.ascontiguousarray(hq)).permute(2, 0, 1)[None].float() / BYTE_MAX
-    small = resize_bicubic(image, (hq.shape[0] // scale, hq.shape[1] // scale))
+    small = resize_bicubic(to_tensor(hq), (hq.shape[0] // scale, hq.shape[1] // scale))
     return to_bytes(small[0].permute(1, 2, 0).numpy())
 
 
@@ -139,5 +137,4 @@ def _to_unit(image: np.ndarray) -> np.ndarray:
 
 def _to_tensor(image: np.ndarray, crop: int) -> Tensor:
     """Returns uint8 (h, w, 3), enlarged as the nodes do it where it is smaller, as (3, crop, crop) in [-1, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / BYTE_MAX
-    return (enlarge(tensor, (crop, crop))[0] * 2 - 1).contiguous()
+    return (enlarge(to_tensor(image), (crop, crop))[0] * 2 - 1).contiguous()
