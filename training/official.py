@@ -6,7 +6,7 @@ The inverse of `tadsr.convert`. That layout holds the trained part only: no base
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from tadsr.convert import MODULE_LISTS, OFFICIAL_ALPHA, PARTS, RANKS, VAE_ADAPTE
 from tadsr.keys import Table, UNetLayout, WeightsError, inverse, rename, unet_table, vae_table_of
 from tadsr.lora import Adapter, adapters
 from tadsr.weights import UNET_PREFIX, TadsrWeights, load, validate
+from training.data.storage import write_whole
 
 GROUPS = {  # first part of a UNet module's name: the adapter that the official code trains it in
     "conv_in": "default_encoder",
@@ -36,15 +37,9 @@ def save_official(path: Path, weights: TadsrWeights) -> None:
     """Writes the official pickle, whole or not at all; raises WeightsError if the weights do not fit its layout."""
     validate(weights)
     content = {name: _to_cpu(part) for name, part in official_state(weights).items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def official_state(weights: TadsrWeights) -> dict[str, Any]:

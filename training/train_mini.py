@@ -9,9 +9,9 @@ of this model instead of from nothing.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -29,9 +29,11 @@ from tadsr.color import match_adain
 from tadsr.geometry import enlarge
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
 from tadsr.weights import load
+from training.data.storage import write_whole
 from training.degradation import FULL, LIGHT, degrade
 from training.discriminator import Discriminator, hinge_loss, realism_loss
 from training.export_mini import student_from_weights
+from training.images import to_tensor
 from training.losses import blurred_mse, gaussian_kernel
 from training.lpips import LPIPS
 from training.mini import MiniStudent
@@ -101,8 +103,7 @@ def make_pair(crops: np.ndarray, config: MiniConfig, index: int) -> tuple[Tensor
 
 def enlarge_lq(lq: np.ndarray) -> Tensor:
     """Returns an image of uint8 (h, w, 3) enlarged as the nodes do it, (3, 4 h, 4 w) in [-1, 1]."""
-    image = torch.from_numpy(np.ascontiguousarray(lq)).permute(2, 0, 1)[None].float() / 255
-    return enlarge(image, (SCALE * lq.shape[0], SCALE * lq.shape[1]))[0] * 2 - 1
+    return enlarge(to_tensor(lq), (SCALE * lq.shape[0], SCALE * lq.shape[1]))[0] * 2 - 1
 
 
 def learning_rate(config: MiniConfig, step: int) -> float:
@@ -192,12 +193,9 @@ def update_average(average: MiniStudent, student: MiniStudent, decay: float) -> 
 
 def save_checkpoint(path: Path, state: dict[str, object]) -> None:
     """Writes a checkpoint whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def train(
