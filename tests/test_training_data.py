@@ -38,7 +38,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_samples_have_the_promised_shapes_and_ranges(photographs: Path, tmp_path: Path) -> None:
     data = open_set(photographs, tmp_path)
     assert data.names == ["a.png", "b.JPG", "deep/d.jpeg", "deep/er/c.webp", "e f.png"] and not data.skipped
-    assert data.held_out == ["g.PNG", "h.jpg"] and data.epoch_length == 5
+    assert data.validation.names == ["g.PNG", "h.jpg"] and data.epoch_length == 5
     for index in range(10):
         sample = data[index]
         assert sample.index == index and sample.prompt == "clean"
@@ -122,13 +122,13 @@ def test_light_degradation_keeps_more_than_the_full_one(photographs: Path, tmp_p
 
 def test_validation_samples_are_fixed_centres_never_trained_on(photographs: Path, tmp_path: Path) -> None:
     data = open_set(photographs, tmp_path)
-    assert not {data[index].name for index in range(15)} & set(data.held_out)
-    sample = data.validation_sample(1)
+    assert not {data[index].name for index in range(15)} & set(data.validation.names)
+    sample = data.validation[1]
     expected = np.array(Image.open(photographs / "h.jpg"))[8 : 8 + CROP, 12 : 12 + CROP]
     assert np.array_equal(torch.round((sample.hq.permute(1, 2, 0) + 1) * 127.5).byte().numpy(), expected)
     other_run = open_set(photographs, tmp_path, seed=99, light_share=1.0, flip=1.0, plain_bicubic_share=1.0)
-    assert same(sample, other_run.validation_sample(1))
-    assert not torch.equal(data.validation_sample(0).lq, sample.lq)
+    assert same(sample, other_run.validation[1])
+    assert not torch.equal(data.validation[0].lq, sample.lq)
 
 
 def test_validation_pictures_of_their_own(photographs: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_broken_and_small_pictures_are_named_and_replaced(with_broken: Path, tmp
 def test_a_broken_picture_is_not_held_out(with_broken: Path, tmp_path: Path) -> None:
     (with_broken / "z.jpg").write_bytes((with_broken / "bb.jpg").read_bytes())
     data = open_set(with_broken, tmp_path)
-    assert data.held_out == ["g.PNG", "h.jpg"] and "z.jpg" not in data.names
+    assert data.validation.names == ["g.PNG", "h.jpg"] and "z.jpg" not in data.names
     assert "truncated" in str(next(skipped for skipped in data.skipped if skipped.path == "z.jpg"))
 
 
@@ -227,7 +227,7 @@ def test_sidecar_prompts(photographs: Path, tmp_path: Path) -> None:
     prompts = {data[index].name: data[index].prompt for index in range(5)}
     assert prompts.pop("a.png") == "a street, houses" and set(prompts.values()) == {"clean"}
     assert data.texts == ["a held-out flower", "a street, houses", "clean"]
-    assert data.validation_sample(1).prompt == "a held-out flower"
+    assert data.validation[1].prompt == "a held-out flower"
     assert [skipped.path for skipped in data.skipped] == ["b.txt"] and "UTF-8" in data.skipped[0].reason
     fixed = open_set(folder, tmp_path, prompts="fixed")
     assert fixed.texts == ["clean"] and not fixed.skipped

@@ -156,7 +156,7 @@ def test_pairs_are_cropped_alike(scale: int, tmp_path: Path) -> None:
             assert torch.allclose(sample.lq, expected, atol=1e-6), "LQ was cropped elsewhere than HQ"
         seen.add((int(hq[0].min()), int(hq[1].min()), bool(hq[1, 0, 0] > hq[1, 0, -1])))
     assert len(seen) > 10, "crops and flips do not vary"
-    validation = open_set(tmp_path / "list.txt", tmp_path, held_out=1).validation_sample(0)
+    validation = open_set(tmp_path / "list.txt", tmp_path, held_out=1).validation[0]
     assert validation.prompt == "picture 2, tags"
 
 
@@ -202,4 +202,4 @@ def test_no_version_of_a_held_out_photograph_is_trained_on(tmp_path: Path) -> No
     write_pair(tmp_path, "b.png", 4, 1)
     (tmp_path / "list.txt").write_text("hq/a.png lq/a.png\nhq/b.png lq/a.png\nhq/b.png lq/b.png\n")
     data = open_set(tmp_path / "list.txt", tmp_path, held_out=1)
-    assert data.held_out == ["hq/b.png"] and data.names == ["hq/a.png"]
+    assert data.validation.names == ["hq/b.png"] and data.names == ["hq/a.png"]

@@ -87,18 +87,9 @@ class TrainingSet(Dataset[Sample]):
         return [picture.name for picture in self._pictures]
 
     @property
-    def held_out(self) -> list[str]:
-        """Names of the pictures held out of training."""
-        return self.validation.names
-
-    @property
     def texts(self) -> list[str]:
         """All prompts of training and validation samples, sorted."""
         return sorted({*_texts(self._pictures, self._prompt), *self.validation.texts})
-
-    def validation_sample(self, index: int) -> Sample:
-        """Returns the sample of the held-out picture `index`; raises DataError if it cannot be read any more."""
-        return self.validation[index]
 
     def __getitem__(self, index: int) -> Sample:
         """Returns sample `index`. A broken picture is replaced by the next one of the epoch, with a warning."""
