@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from host.cache import cache_directory
 from tadsr.schedule import DEFAULT_TIMESTEP
 from training.base import load_base
 from training.checkpoint import NAME, Checkpoint, CheckpointError
@@ -31,9 +30,9 @@ from training.evaluate import TIMESTEPS, Sample, positive, read_sample, timestep
 from training.evaluation_set import find_pictures
 from training.figures import draw_scatter, draw_sheet, draw_statistics
 from training.losses import Tavsd, tavsd
-from training.prompts import PromptBook
 from training.randomness import sample_noise
 from training.restore import Restorer
+from training.setup import build_prompts
 from training.teacher import Teacher
 
 SEED = 0  # of the noise in which teacher and fake score look
@@ -89,10 +88,11 @@ def load_scores(path: Path, base: Path | None = None, device: torch.device | str
     config = TrainConfig(**checkpoint.state()["config"])
     if config.distillation == "none":
         raise CheckpointError(f"{path} was trained without distillation, so it has no fake score")
-    base = config.base if base is None else base
+    if base is not None:
+        config = replace(config, base=base)
     texts = [config.prompt, config.negative_prompt]
-    prompts = PromptBook.build(texts, base, config.text_encoder, cache_directory() / "training" / "prompts")
-    unet = load_base(base).unet
+    prompts = build_prompts(config, texts, "cpu")
+    unet = load_base(config.base).unet
     teacher = Teacher(unet, rank=config.rank, alpha=config.alpha, adapters=config.fake_score_adapters)
     checkpoint.copy_into(teacher.trainable(), checkpoint.tensors(), "fake_score.")
     context, negative = (prompts.batch([text]).to(device) for text in texts)

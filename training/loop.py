@@ -25,7 +25,7 @@ from tadsr.weights import save as save_weights
 from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from training.config import as_saved, differences
 from training.data import Batch, StepBatches, collate, worker_init
-from training.named_tensors import load_optimizer, load_parameters, optimizer_tensors
+from training.named_tensors import load_optimizer, optimizer_tensors
 from training.part import Part, make_part
 from training.progress import Progress
 from training.settings import ConfigError
@@ -224,7 +224,7 @@ class Trainer:
             prefix = f"{part.name}_optimizer."
             if part.name not in state:  # distillation was switched on by a change of settings
                 continue
-            load_parameters(part.parameters, tensors, f"{part.name}.")
+            checkpoint.copy_into(part.parameters, tensors, f"{part.name}.")
             load_optimizer(part.optimizer, part.parameters, tensors, state[part.name]["optimizer"], prefix)
             if saved := state[part.name]["scaler"]:  # empty unless it was fp16
                 part.scaler.load_state_dict(saved)
