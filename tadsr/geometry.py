@@ -117,3 +117,140 @@ def reflected_indices(length: int, total: int) -> list[int]:
         return [0] * total
     period = 2 * (length - 1)
     return [min(i % period, period - i % period) for i in range(total)]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of whole pixels, of the latent unless said otherwise."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def bottom(self) -> int:
+        """First row below it."""
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        """First column to the right of it."""
+        return self.left + self.width
+
+    def scaled(self, factor: int) -> Region:
+        """Returns the same rectangle on a grid `factor` times as fine."""
+        return Region(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
+
+    def common(self, other: Region) -> Region:
+        """Returns what both cover; its height or width is 0 where they do not meet."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
+        return Region(top, left, max(0, bottom - top), max(0, right - left))
+
+    def overlaps(self, other: Region) -> bool:
+        """Returns whether the two share a pixel."""
+        common = self.common(other)
+        return common.height > 0 and common.width > 0
+
+    def relative_to(self, other: Region) -> Region:
+        """Returns the rectangle in the coordinates of `other`."""
+        return Region(self.top - other.top, self.left - other.left, self.height, self.width)
+
+    def of(self, image: Tensor) -> Tensor:
+        """Returns its part of `image` (..., H, W), a view."""
+        return image[..., self.top : self.bottom, self.left : self.right]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Tiles of one size that cover a picture, each overlapping the next by at least `overlap`; unit: latent pixels."""
+
+    height: int
+    width: int
+    tile_height: int
+    tile_width: int
+    overlap: int
+    multiple: int
+    rows: tuple[int, ...]  # first row of each row of tiles, ascending
+    columns: tuple[int, ...]  # first column of each column of tiles, ascending
+
+    @property
+    def whole(self) -> Region:
+        """The whole picture."""
+        return Region(0, 0, self.height, self.width)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one tile holds the whole picture."""
+        return len(self.rows) == len(self.columns) == 1
+
+    @property
+    def tiles(self) -> tuple[Region, ...]:
+        """All tiles, row by row."""
+        return tuple(Region(top, left, self.tile_height, self.tile_width) for top in self.rows for left in self.columns)
+
+    def covering(self, region: Region) -> tuple[Region, ...]:
+        """Returns the tiles that `region` needs: those that share a pixel with it."""
+        return tuple(tile for tile in self.tiles if tile.overlaps(region))
+
+
+def plan_tiles(height: int, width: int, *, tile: int, overlap: int, multiple: int = 1) -> TilePlan:
+    """Returns the plan of the fewest tiles of at most `tile` a side, no larger than needed to overlap by `overlap`.
+
+    A side that fits in `tile` is not cut. multiple: sides and first rows and columns of tiles are multiples of it,
+    except at the far end of a picture whose size is none; `tile` is rounded down to it, and `overlap` up if it can be.
+    Raises ValueError for a picture without pixels, tile < multiple and an overlap outside 0..tile - 1.
+    """
+    if height < 1 or width < 1 or tile < multiple:
+        raise ValueError(
+            f"tiles of {tile} for {width}x{height} latent pixels; accepted are pictures of at least 1x1 latent pixels "
+            f"and tiles of at least {multiple}"
+        )
+    if not 0 <= overlap < tile:
+        raise ValueError(f"tile overlap is {overlap} latent pixels and the tile {tile}; accepted are 0..{tile - 1}")
+    rows, tile_height = _plan_side(height, tile, overlap, multiple)
+    columns, tile_width = _plan_side(width, tile, overlap, multiple)
+    return TilePlan(height, width, tile_height, tile_width, overlap, multiple, rows, columns)
+
+
+def _plan_side(length: int, tile: int, overlap: int, multiple: int) -> tuple[tuple[int, ...], int]:
+    """Returns the first pixels of the tiles along one side, and their length."""
+    if length <= tile:
+        return (0,), length
+    cells, cell_tile = _ceil_div(length, multiple), tile // multiple
+    cell_overlap = min(_ceil_div(overlap, multiple), cell_tile - 1)
+    count = _ceil_div(cells - cell_overlap, cell_tile - cell_overlap)
+    cell_tile = _ceil_div(cells + (count - 1) * cell_overlap, count)
+    side = cell_tile * multiple
+    starts = (i * (cells - cell_tile) // (count - 1) * multiple for i in range(count))
+    return tuple(min(start, length - side) for start in starts), side
+
+
+def sample_crops(height: int, width: int, *, area: int, side: int) -> tuple[Region, ...]:
+    """Returns crops of one size, spread evenly, of about `area` pixels together: the whole picture where it is no more.
+
+    They depend on the sizes alone. side: of a square crop, at least 1; cut where the picture is narrower.
+    """
+    if height * width <= area:
+        return (Region(0, 0, height, width),)
+    crop_height, crop_width = min(side, height), min(side, width)
+    count = max(1, area // (crop_height * crop_width))
+    # As many rows of crops as the picture's proportions ask for, so that the gaps are alike along both sides.
+    rows = min(count, max(1, round((count * height * crop_width / (width * crop_height)) ** 0.5)))
+    columns = max(1, count // rows)
+    return tuple(
+        Region(top, left, crop_height, crop_width)
+        for top in _spread(height, crop_height, rows)
+        for left in _spread(width, crop_width, columns)
+    )
+
+
+def _spread(length: int, side: int, count: int) -> list[int]:
+    """Returns the first pixels of `count` crops, each in the middle of its share of the length, inside the picture."""
+    centres = ((2 * i + 1) * length / (2 * count) for i in range(count))
+    return [min(max(0, round(centre - side / 2)), length - side) for centre in centres]
+
+
+def _ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
