@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -38,3 +39,17 @@ def ensure_own_decoder(vae: comfy.sd.VAE, config: dict[str, Any], state: Mapping
     decoder.load_state_dict(wanted, strict=False, assign=vae.patcher.is_dynamic())
     vae.first_stage_model.decoder = decoder
     vae.size = None  # computed again when asked for
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether the error means that memory ran out; ComfyUI 0.16 knows fewer kinds of it."""
+    if hasattr(mm, "is_oom"):
+        return mm.is_oom(error)
+    return isinstance(error, mm.OOM_EXCEPTION)
+
+
+def run_eagerly() -> AbstractContextManager[None]:
+    """Returns a context in which a network compiled by TorchCompileModel runs as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

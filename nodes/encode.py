@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
 from ..tadsr.schedule import check_timestep
+from .calibration import measured
 from .encoder_patcher import EncoderPatcher
 from .images import check_image, to_image
-from .phases import encode, enlarge_picture, result_size
+from .memory import encoder_cost
+from .networks import encoder_network
+from .phase_run import PhaseRun
+from .phases import draw_latent, enlarge_picture, result_size, start
+from .plan import DEFAULT_OVERLAP, padded_size, plan_phase, sample_of
+from .progress import Progress
 from .sockets import (
     CATEGORY,
     ENCODINGS,
@@ -21,6 +25,7 @@ from .sockets import (
     exact_size_inputs,
     image_input,
     scale_input,
+    tile_inputs,
     timestep_input,
 )
 
@@ -46,6 +51,7 @@ class TADSREncode(io.ComfyNode):
                 scale_input(),
                 *exact_size_inputs(),
                 *encoding_inputs(),
+                *tile_inputs(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="For One-Step SR; remembers the timestep."),
@@ -67,17 +73,21 @@ class TADSREncode(io.ComfyNode):
         height: int = 0,
         encoding: str = ENCODINGS[0],
         seed: int = 0,
+        tile: int = 0,
+        overlap: int = DEFAULT_OVERLAP,
     ) -> io.NodeOutput:
         check_timestep(timestep)
         size = result_size(check_image(image), scale, width, height)
-        progress = comfy.utils.ProgressBar(len(image))
+        plan = plan_phase(encoder_cost(encoder), *padded_size(*size, encoder.downscale), tile=tile, overlap=overlap)
+        run, network = PhaseRun(plan), encoder_network(encoder, timestep)
+        crops, progress = sample_of([plan]), Progress([plan], len(image))
         latents, pictures = [], []
         for index, picture in enumerate(image):
-            mm.throw_exception_if_processing_interrupted()
             enlarged = enlarge_picture(picture, size)
-            latents.append(encode(encoder, enlarged, timestep, draw_seed(encoding, seed, index)))
+            with measured(plan):
+                moments = run(network, start(enlarged, crops, encoder.downscale), progress.phase(0))
+            latents.append(draw_latent(moments.whole, draw_seed(encoding, seed, index)))
             pictures.append(to_image(enlarged))
-            progress.update(1)
         latent = {"samples": torch.cat(latents), TIMESTEPS_KEY: (timestep,) * len(latents)}
         return io.NodeOutput(latent, torch.cat(pictures))
 

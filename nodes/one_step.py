@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, check_timestep
+from .calibration import measured
+from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
-from .sampling import Conditioning, one_step
-from .sockets import CATEGORY
+from .memory import prediction_cost
+from .networks import prediction_network
+from .phase_run import Passage, PhaseRun
+from .plan import DEFAULT_OVERLAP, plan_phase, sample_of
+from .progress import Progress
+from .sampling import Conditioning
+from .sockets import CATEGORY, tile_inputs
 from .student import choose_conditioning
 
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ class TADSROneStep(io.ComfyNode):
                     force_input=True,
                     tooltip="Unconnected: the timestep that the latent was encoded for, as trained.",
                 ),
+                *tile_inputs(),
             ],
             outputs=[io.Latent.Output(tooltip="The restored latent, for any VAE decode node.")],
         )
@@ -58,17 +65,21 @@ class TADSROneStep(io.ComfyNode):
         latent: dict[str, Any],
         conditioning: Conditioning | None = None,
         timestep: int | None = None,
+        tile: int = 0,
+        overlap: int = DEFAULT_OVERLAP,
     ) -> io.NodeOutput:
         samples = latent["samples"]
         timesteps = choose_timesteps(latent, timestep)
         conditioning = choose_conditioning(model, conditioning)
-        progress = comfy.utils.ProgressBar(len(samples))
+        plan = plan_phase(prediction_cost(model), *samples.shape[-2:], tile=tile, overlap=overlap)
+        run, crops, progress = PhaseRun(plan), sample_of([plan]), Progress([plan], len(samples))
         results = []
         for sample, sample_timestep in zip(samples, timesteps, strict=True):
-            mm.throw_exception_if_processing_interrupted()
-            results.append(one_step(model, sample.unsqueeze(0), sample_timestep, conditioning))
-            progress.update(1)
-        return io.NodeOutput({**latent, "samples": torch.cat(results), TIMESTEPS_KEY: timesteps})
+            network = prediction_network(model, sample_timestep, conditioning)
+            with measured(plan):
+                results.append(run(network, Passage(sample.unsqueeze(0), crops), progress.phase(0)).whole)
+        result = torch.cat(results).to(device=mm.intermediate_device(), dtype=intermediate_dtype())
+        return io.NodeOutput({**latent, "samples": result, TIMESTEPS_KEY: timesteps})
 
 
 def choose_timesteps(latent: dict[str, Any], timestep: int | None) -> tuple[int, ...]:

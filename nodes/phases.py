@@ -1,17 +1,17 @@
-"""The four phases of upscaling one picture: enlarge, encode, predict, finish. All nodes call these."""
+"""What happens to one picture before, between and after the networks. All nodes call these."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import comfy.model_management as mm
+import torch
 from torch import Tensor
 
 from ..tadsr.color import COLOUR_MATCHES, is_neutral, to_neutral
-from ..tadsr.geometry import MIN_NETWORK_SIDE, enlarge, pad_to_multiple, target_size
+from ..tadsr.encoder import mode, sample
+from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, enlarge, pad_to_multiple, target_size
+from .compat import intermediate_dtype
 from .images import RGB, join_alpha, split_alpha, to_planes
-
-if TYPE_CHECKING:
-    from .encoder_patcher import EncoderPatcher
+from .phase_run import Passage
 
 LARGEST_MULTIPLE = 8  # SD VAE; the sides of padded pictures are multiples of this or less
 
@@ -26,10 +26,25 @@ def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return enlarge(to_planes(picture), size)
 
 
-def encode(encoder: EncoderPatcher, enlarged: Tensor, timestep: int, seed: int | None) -> Tensor:
-    """Returns the latent of an enlarged picture, padded as the networks need. enlarged: (1, 3 or 4, H, W)."""
-    padded, _ = pad_to_multiple(enlarged[:, :RGB], encoder.downscale)
-    return encoder.encode(padded, timestep, seed)
+def start(enlarged: Tensor, crops: tuple[Region, ...], downscale: int) -> Passage:
+    """Returns an enlarged picture ready for the encoder, padded as the networks need. enlarged: (1, 3 or 4, H, W)."""
+    padded, _ = pad_to_multiple(enlarged[:, :RGB], downscale)
+    return Passage(padded, crops)
+
+
+def draw_latent(moments: Tensor, seed: int | None) -> Tensor:
+    """Returns the latent, (B, C, h, w), as other nodes have it: the mode, or with a seed a draw from the distribution.
+
+    moments: (B, 2 C, h, w) float32, mean and log-variance.
+    """
+    if seed is None:
+        latent = mode(moments)
+    else:
+        # Drawn on the CPU, so that a seed gives the same picture on every machine.
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(mode(moments).shape, generator=generator)
+        latent = sample(moments, noise.to(moments))
+    return latent.to(device=mm.intermediate_device(), dtype=intermediate_dtype())
 
 
 def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..tadsr.color import COLOUR_MATCHES
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
 from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, MIN_TIMESTEP
+from .plan import DEFAULT_OVERLAP, TILE_STEP
 
 CATEGORY = "image/upscaling/TADSR"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as core's samplers
@@ -96,4 +97,46 @@ def color_match_input() -> io.Combo.Input:
         default="adain",
         tooltip="Takes colour from the enlarged input. adain: mean and contrast of each channel. "
         "wavelet: all coarse colour, for local colour shifts. none: leaves the result alone.",
+    )
+
+
+def tile_inputs() -> list[io.Int.Input]:
+    """Returns the tiles' size and overlap."""
+    return [
+        io.Int.Input(
+            "tile",
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            step=TILE_STEP,
+            optional=True,
+            advanced=True,
+            tooltip="Side of the tiles in pixels of the result, rounded up to a multiple of 8. 0: automatic; the whole "
+            "picture where it fits in memory, else tiles as large as fit.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=DEFAULT_OVERLAP,
+            min=0,
+            max=MAX_SIDE,
+            step=TILE_STEP,
+            optional=True,
+            advanced=True,
+            tooltip="How far tiles overlap and blend, in pixels of the result. More takes longer and hides seams.",
+        ),
+    ]
+
+
+def preview_size_input() -> io.Int.Input:
+    """Returns the side of the crop preview."""
+    return io.Int.Input(
+        "preview_size",
+        default=0,
+        min=0,
+        max=MAX_SIDE,
+        step=TILE_STEP,
+        optional=True,
+        advanced=True,
+        tooltip="0: the whole result. Otherwise only its centre, this many pixels square, exactly as it will look "
+        "in the whole: to try timesteps and prompts on a large picture.",
     )

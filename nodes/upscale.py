@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -14,9 +12,13 @@ from ..tadsr.geometry import DEFAULT_SCALE
 from ..tadsr.schedule import check_timestep
 from .encode import draw_seed
 from .encoder_patcher import EncoderPatcher
-from .images import check_image, to_image
-from .phases import encode, enlarge_picture, finish, result_size
-from .sampling import Conditioning, one_step
+from .images import check_image
+from .networks import decoder_network, encoder_network, prediction_network
+from .phases import result_size
+from .plan import DEFAULT_OVERLAP, plan_upscale
+from .previews import centre_region
+from .progress import Progress
+from .sampling import Conditioning
 from .sockets import (
     CATEGORY,
     ENCODINGS,
@@ -25,16 +27,17 @@ from .sockets import (
     encoding_inputs,
     exact_size_inputs,
     image_input,
+    preview_size_input,
     scale_input,
+    tile_inputs,
     timestep_input,
 )
 from .student import choose_conditioning
+from .upscaling import Upscaling
 
 if TYPE_CHECKING:
     import comfy.sd
     from comfy.model_patcher import ModelPatcher
-
-PHASES = 3  # encode, predict, decode: each runs over the whole batch, so that its network is loaded once
 
 
 class TADSRUpscale(io.ComfyNode):
@@ -72,6 +75,8 @@ class TADSRUpscale(io.ComfyNode):
                 ),
                 *exact_size_inputs(),
                 *encoding_inputs(),
+                *tile_inputs(),
+                preview_size_input(),
             ],
             outputs=[io.Image.Output()],
         )
@@ -91,26 +96,26 @@ class TADSRUpscale(io.ComfyNode):
         height: int = 0,
         encoding: str = ENCODINGS[0],
         seed: int = 0,
+        tile: int = 0,
+        overlap: int = DEFAULT_OVERLAP,
+        preview_size: int = 0,
     ) -> io.NodeOutput:
         check_timestep(timestep)
         size = result_size(check_image(image), scale, width, height)
+        wanted = centre_region(size, preview_size)
         conditioning = choose_conditioning(model, conditioning)
-        progress = comfy.utils.ProgressBar(PHASES * len(image))
-        latents = []
-        for index, picture in enumerate(image):
-            mm.throw_exception_if_processing_interrupted()
-            enlarged = enlarge_picture(picture, size)
-            latents.append(encode(encoder, enlarged, timestep, draw_seed(encoding, seed, index)))
-            progress.update(1)
-        for index, latent in enumerate(latents):
-            mm.throw_exception_if_processing_interrupted()
-            latents[index] = one_step(model, latent, timestep, conditioning)
-            progress.update(1)
-        results = []
-        for picture, latent in zip(image, latents, strict=True):
-            mm.throw_exception_if_processing_interrupted()
-            decoded = vae.decode(latent).movedim(-1, 1)
-            # Enlarged again rather than kept: a long batch would hold every reference at once.
-            results.append(to_image(finish(decoded, enlarge_picture(picture, size), color_match)))
-            progress.update(1)
+        plan = plan_upscale(model, encoder, vae, size, tile, overlap)
+        work = Upscaling(
+            plan=plan,
+            networks=(
+                encoder_network(encoder, timestep),
+                prediction_network(model, timestep, conditioning),
+                decoder_network(vae),
+            ),
+            progress=Progress(plan.phases, len(image)),
+            wanted=wanted,
+        )
+        latents = [work.encode(picture, draw_seed(encoding, seed, index)) for index, picture in enumerate(image)]
+        latents = [work.predict(latent) for latent in latents]
+        results = [work.decode(latent, picture, color_match) for picture, latent in zip(image, latents, strict=True)]
         return io.NodeOutput(torch.cat(results))

@@ -6,6 +6,7 @@ Images are (B, C, H, W) in [0, 1]; a matched picture may leave that range.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,22 +14,48 @@ from torch.nn import functional as F
 
 VARIANCE_EPS = 1e-5  # added to the variance inside the square root (behaviour of the official code)
 WAVELET_LEVELS = 5  # dilations 1, 2, 4, 8, 16 (behaviour of the official code)
+WAVELET_REACH = 2**WAVELET_LEVELS - 1  # pixels that a pixel's low band depends on, to each side
 WAVELET_KERNEL = (1.0, 2.0, 1.0)  # its outer product over 16
 NEUTRAL_TOLERANCE = 1e-4  # a picture whose channels differ by less is grey: 1/40 of an 8-bit step
 
 
-def match_adain(result: Tensor, reference: Tensor) -> Tensor:
-    """Returns `result` with the mean and standard deviation of `reference`, per image and channel."""
-    mean, std = _mean_std(result)
-    reference_mean, reference_std = _mean_std(reference)
-    return (result - mean) / std * reference_std + reference_mean
+class Colours(NamedTuple):
+    """Mean and standard deviation of each channel of a picture, (B, C, 1, 1)."""
+
+    mean: Tensor
+    std: Tensor  # sqrt(variance + eps), with the unbiased variance
 
 
-def _mean_std(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and sqrt(variance + eps) over pixels, (B, C, 1, 1) each; the variance is unbiased."""
+def colours(image: Tensor) -> Colours:
+    """Returns the picture's colours."""
     pixels = image.shape[-2] * image.shape[-1]
     variance = image.var(dim=(-2, -1), keepdim=True, correction=1 if pixels > 1 else 0)
-    return image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt()
+    return Colours(image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt())
+
+
+def estimated_colours(sample: Tensor, reference_sample: Tensor, reference: Colours) -> Colours:
+    """Returns the colours that a result has as a whole, told from crops of it.
+
+    sample, reference_sample: (K, C, h, w), the same crops of the result and of the reference; reference: the colours
+    of the whole reference. Only the
+    difference between the two samples counts, so that it matters little what the crops happen to show.
+    """
+    of_result, of_reference = (
+        colours(crops.movedim(1, 0).flatten(1)[None, :, None]) for crops in (sample, reference_sample)
+    )
+    return Colours(
+        reference.mean + of_result.mean - of_reference.mean, reference.std * of_result.std / of_reference.std
+    )
+
+
+def match_adain(result: Tensor, reference: Tensor) -> Tensor:
+    """Returns `result` with the mean and standard deviation of `reference`, per image and channel."""
+    return match_colours(result, colours(result), colours(reference))
+
+
+def match_colours(part: Tensor, own: Colours, wanted: Colours) -> Tensor:
+    """Returns a part of a picture with the picture's `own` colours turned into those `wanted`."""
+    return (part - own.mean) / own.std * wanted.std + wanted.mean
 
 
 def match_wavelet(result: Tensor, reference: Tensor) -> Tensor:

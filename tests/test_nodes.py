@@ -21,16 +21,16 @@ from tadsr.weights import save
 MINI = "random-mini.safetensors"
 
 CONTRACT = {  # ids and names are in saved workflows: never change them, only add
-    "TADSRModelLoader": (["weights", "base"], ["MODEL", "TADSR_ENCODER", "VAE", "CLIP", "CONDITIONING"]),
+    "TADSRModelLoader": (["weights", "base", "precision"], ["MODEL", "TADSR_ENCODER", "VAE", "CLIP", "CONDITIONING"]),
     "TADSREncode": (
-        ["encoder", "image", "timestep", "scale", "width", "height", "encoding", "seed"],
+        ["encoder", "image", "timestep", "scale", "width", "height", "encoding", "seed", "tile", "overlap"],
         ["LATENT", "IMAGE"],
     ),
-    "TADSROneStep": (["model", "latent", "conditioning", "timestep"], ["LATENT"]),
+    "TADSROneStep": (["model", "latent", "conditioning", "timestep", "tile", "overlap"], ["LATENT"]),
     "TADSRFinish": (["image", "reference", "color_match"], ["IMAGE"]),
     "TADSRUpscale": (
         ["model", "encoder", "vae", "image", "timestep", "scale", "color_match", "conditioning"]
-        + ["width", "height", "encoding", "seed"],
+        + ["width", "height", "encoding", "seed", "tile", "overlap", "preview_size"],
         ["IMAGE"],
     ),
 }

@@ -1,0 +1,112 @@
+"""How much memory each network needs for its activations, and how much there is for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import comfy.model_management as mm
+import torch
+
+if TYPE_CHECKING:
+    import comfy.sd
+    from comfy.model_patcher import ModelPatcher
+
+    from .encoder_patcher import EncoderPatcher
+
+MEGABYTE = 1e6
+COMFORTABLE_SIDE = 768  # pixels of a square tile: overlaps then cost little, and nothing is moved out for a larger one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one phase needs in memory: its network, and bytes of activations."""
+
+    phase: str
+    patcher: ModelPatcher
+    dtype: torch.dtype
+    bytes_per_pixel: float  # of activations at their peak, per latent pixel
+    downscale: int  # image pixels per latent pixel, along each side
+    multiple: int = 1  # latent pixels: where tiles begin, so that the network halves them as it halves the picture
+
+    def bytes_for(self, pixels: int) -> int:
+        """Returns the bytes of activations for so many latent pixels at a time."""
+        return int(self.bytes_per_pixel * pixels)
+
+
+def encoder_cost(encoder: EncoderPatcher) -> Cost:
+    """Returns what time-aware encoding needs."""
+    side = encoder.downscale
+    needed = encoder.model.memory_used((1, 3, side, side), mm.dtype_size(encoder.dtype))
+    return Cost(phase="encode", patcher=encoder.patcher, dtype=encoder.dtype, bytes_per_pixel=needed, downscale=side)
+
+
+def prediction_cost(model: ModelPatcher) -> Cost:
+    """Returns what the student UNet needs, by ComfyUI's own formula."""
+    latents = model.get_model_object("latent_format")
+    halvings = len(model.model.model_config.unet_config["channel_mult"]) - 1
+    return Cost(
+        phase="predict",
+        patcher=model,
+        dtype=model.model.get_dtype_inference(),
+        bytes_per_pixel=model.model.memory_required((1, latents.latent_channels, 1, 1)),
+        downscale=int(latents.spacial_downscale_ratio),
+        multiple=2**halvings,
+    )
+
+
+def decoder_cost(vae: comfy.sd.VAE) -> Cost:
+    """Returns what the VAE's decoder needs, by the VAE's own formula."""
+    needed = vae.memory_used_decode((1, vae.latent_channels, 1, 1), vae.vae_dtype)
+    return Cost(
+        phase="decode",
+        patcher=vae.patcher,
+        dtype=vae.vae_dtype,
+        bytes_per_pixel=needed,
+        downscale=int(vae.spacial_compression_decode()),
+    )
+
+
+def pixels_that_fit(cost: Cost) -> int:
+    """Returns how many latent pixels the phase can hold at a time, 0 or less where there is no memory.
+
+    Other models stay loaded as long as a comfortable tile fits beside them.
+    """
+    comfortable = (COMFORTABLE_SIDE // cost.downscale) ** 2
+    beside_others = free_for_activations(cost.patcher) / cost.bytes_per_pixel
+    if beside_others >= comfortable:
+        return int(beside_others)
+    return int((free_for_activations(cost.patcher) + _held_by_others(cost.patcher)) / cost.bytes_per_pixel)
+
+
+def free_for_activations(patcher: ModelPatcher) -> int:
+    """Returns the bytes that are free on the network's device once its weights are there."""
+    device = patcher.load_device
+    free = patcher.get_free_memory(device) - mm.extra_reserved_memory()
+    weights = 0 if mm.is_device_cpu(device) else patcher.model_size() - patcher.loaded_size()
+    return int(free - weights)
+
+
+def _held_by_others(patcher: ModelPatcher) -> int:
+    """Returns the bytes of other models' weights that ComfyUI can move out of the network's device."""
+    device = patcher.load_device
+    if mm.is_device_cpu(device):
+        return 0
+    others = (
+        loaded
+        for loaded in mm.current_loaded_models
+        if loaded.device == device and loaded.model is not None and loaded.model.model is not patcher.model
+    )
+    return sum(loaded.model_loaded_memory() for loaded in others)
+
+
+def not_enough(cost: Cost, side: int) -> MemoryError:
+    """Returns the error of a phase whose smallest tile, `side` latent pixels square, does not fit."""
+    device = cost.patcher.load_device
+    pixels = side * cost.downscale
+    needed, free = cost.bytes_for(side**2) / MEGABYTE, mm.get_free_memory(device) / MEGABYTE
+    return MemoryError(
+        f"out of memory: to {cost.phase} even a tile of {pixels}x{pixels} pixels does not fit. It needs about "
+        f"{needed:.0f} MB beside the weights, and {device} has {free:.0f} MB free. Close other programs that use "
+        "it, or start ComfyUI with --lowvram or, for the whole run on the processor, with --cpu"
+    )

@@ -1,0 +1,174 @@
+"""Runs one phase over pictures: whole where they fit, else in tiles that share one picture's statistics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from ..tadsr.geometry import Region, sample_crops
+from ..tadsr.shared_norms import SharedNorms
+from ..tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
+from .compat import is_out_of_memory, run_eagerly
+from .memory import not_enough
+from .networks import PhaseNetwork
+from .plan import PhasePlan, sample_side
+
+OnTiles = Callable[[int, int, Tensor], None]
+
+
+class OutOfMemory(RuntimeError):
+    """Memory ran out while a network was running."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A picture on its way from phase to phase."""
+
+    whole: Tensor  # (1, C, H, W); after a phase that ran for a region only, just that region
+    crops: tuple[Region, ...]  # the sample that stands for the picture, latent pixels
+    sample: Tensor | None = None  # (K, C, h, w), the crops after the phases so far; None: cut them from the whole
+
+    def then(self, function: Network) -> Passage:
+        """Returns the passage with a function of the picture applied to the whole and to the sample."""
+        return Passage(function(self.whole), self.crops, None if self.sample is None else function(self.sample))
+
+    def placed(self, region: Region | None, height: int, width: int) -> Passage:
+        """Returns the passage with a region, latent pixels, at its place in an else empty latent of that size."""
+        if region is None:
+            return self
+        whole = self.whole.new_zeros(*self.whole.shape[:2], height, width)
+        region.of(whole).copy_(self.whole)
+        return Passage(whole, self.crops, self.sample)
+
+
+class PhaseRun:
+    """One phase of a batch. What it learns about memory from one picture holds for the next."""
+
+    def __init__(self, plan: PhasePlan) -> None:
+        self.plan = plan
+        self._batch = plan.batch
+        self._largest: int | None = None
+
+    def __call__(
+        self, network: PhaseNetwork, picture: Passage, on_tiles: OnTiles, region: Region | None = None
+    ) -> Passage:
+        """Returns the picture after this phase, float32 on the device of the picture.
+
+        region: the part wanted, latent pixels: the result is this part only. Raises MemoryError where even the
+        smallest tile does not fit, UnusableTileError for a tile that no precision makes finite.
+        """
+        tiles = self.plan.tiles
+        one = _OnePicture(self.plan, network, picture)
+        run = TiledRun(
+            network=one.run,
+            source_factor=network.source_factor,
+            result_factor=network.result_factor,
+            batch=self._batch,
+            out_of_memory=(OutOfMemory,),
+            smallest=SMALLEST_TILE if network.tileable else max(tiles.height, tiles.width),
+            redo=one.redo if network.in_float32 else None,
+            on_shrink=lambda run: self._on_shrink(run, one),
+            on_tiles=on_tiles,
+        )
+        run.largest = self._largest
+        try:
+            if self._largest is not None or not tiles.is_whole:
+                one.share_norms(tiles.height * tiles.width if self._largest is None else self._largest**2)
+            result = network.finish(run(picture.whole, tiles, region))
+        except (SmallestTileError, OutOfMemory):
+            raise not_enough(self.plan.cost, min(run.smallest, max(tiles.tile_height, tiles.tile_width))) from None
+        self._batch, self._largest = run.batch, run.largest
+        if run.redone:
+            logging.warning(f"TADSR: {run.redone} tiles came out unusable and were made again in float32")
+        sample = None if one.sample is None else network.finish(one.sample)
+        return Passage(result, one.crops, sample)
+
+    def _on_shrink(self, run: TiledRun, one: _OnePicture) -> None:
+        mm.soft_empty_cache()
+        cost = self.plan.cost
+        if run.largest is None:
+            logging.warning(f"TADSR: out of memory; {cost.phase} goes on with {run.batch} tiles at a time")
+            return
+        side = run.largest * cost.downscale
+        logging.warning(f"TADSR: out of memory; {cost.phase} goes on in tiles of at most {side}x{side} pixels")
+        if one.norms is None:
+            one.share_norms(run.largest**2)
+
+
+class _OnePicture:
+    """A network at work on one picture, with the picture's statistics once `share_norms` has gathered them."""
+
+    def __init__(self, plan: PhasePlan, network: PhaseNetwork, picture: Passage) -> None:
+        self.plan, self.network, self.picture = plan, network, picture
+        self.crops, self.sample = picture.crops, picture.sample
+        self.norms: SharedNorms | None = None
+
+    def run(self, tiles: Tensor) -> Tensor:
+        """Returns the network's result. Raises OutOfMemory, or InterruptProcessingException on the user's wish."""
+        return self._call(self.network.run, tiles)
+
+    def redo(self, tiles: Tensor) -> Tensor:
+        """Returns the network's result in full precision; raises as `run` does."""
+        assert self.network.in_float32 is not None
+        return self._call(self.network.in_float32, tiles)
+
+    def share_norms(self, area: int) -> None:
+        """Gathers statistics from a sample of up to `area` latent pixels, of fewer where memory is short."""
+        while True:
+            crops, sample = self._sample(area)
+            try:
+                self._gather(sample)
+                self.crops = crops
+                return
+            except OutOfMemory:
+                if len(crops) == 1 and crops[0].height * crops[0].width <= sample_side(self.plan.cost) ** 2:
+                    raise
+            mm.soft_empty_cache()
+            area //= 2
+
+    def _sample(self, area: int) -> tuple[tuple[Region, ...], Tensor]:
+        """Returns crops of up to `area` latent pixels together, at least one, and what the network makes of them."""
+        crops, sample = self.picture.crops, self.picture.sample
+        allowed = max(1, area // (crops[0].height * crops[0].width))
+        step = -(-len(crops) // allowed)
+        if sample is not None:
+            return crops[::step], sample[::step]
+        if allowed < len(crops):
+            tiles = self.plan.tiles
+            crops = sample_crops(tiles.height, tiles.width, area=area, side=sample_side(self.plan.cost))
+        cut = [crop.scaled(self.network.source_factor).of(self.picture.whole) for crop in crops]
+        return crops, torch.cat(cut)
+
+    def _gather(self, sample: Tensor) -> None:
+        network = self.network
+        for function in (network.run, network.in_float32):
+            if function is None:
+                continue
+            with ExitStack() as stack:
+                stack.enter_context(run_eagerly())
+                norms = stack.enter_context(SharedNorms.gather(network.norms)) if network.norms else None
+                result = self._call(function, sample)
+            self.norms, self.sample = norms, result.to(sample.device, torch.float32)
+            if self.sample.isfinite().all():
+                return
+
+    def _call(self, function: Network, tiles: Tensor) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        with ExitStack() as stack:
+            if self.norms is not None:
+                stack.enter_context(run_eagerly())
+                stack.enter_context(self.norms.applied())
+            try:
+                return function(tiles)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = str(error)
+            # Raised after the block above, whose exception holds the tensors of the failed run.
+            raise OutOfMemory(message)

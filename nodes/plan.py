@@ -1,0 +1,168 @@
+"""Which tiles each phase runs in: the one function that both the run and the estimate use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_crops
+from ..tadsr.tiling import SMALLEST_TILE
+from .memory import Cost, decoder_cost, encoder_cost, pixels_that_fit, prediction_cost
+
+if TYPE_CHECKING:
+    import comfy.sd
+    from comfy.model_patcher import ModelPatcher
+
+    from .encoder_patcher import EncoderPatcher
+
+DEFAULT_OVERLAP = 64  # pixels of the result
+TILE_STEP = 8  # pixels; a tile is rounded up to a multiple
+# Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
+# square of the area, so that a larger one takes longer than the same area in tiles.
+LARGEST_SIDE = {"encode": 1536, "predict": 1024, "decode": 1536}
+SAMPLE_SIDE = 256  # pixels of a square sample crop, from which statistics are gathered
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """How one phase runs; latent pixels."""
+
+    cost: Cost
+    tiles: TilePlan
+    batch: int  # tiles at a time
+    area: int  # latent pixels that may be held at a time
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of activations at the peak."""
+        return self.cost.bytes_for(self.batch * self.tiles.tile_height * self.tiles.tile_width)
+
+    @property
+    def work(self) -> int:
+        """Latent pixels that go through the network, those of overlaps several times."""
+        return self.work_for(self.tiles.whole)
+
+    def work_for(self, region: Region) -> int:
+        """Returns the latent pixels that go through the network where only a region is wanted."""
+        return len(self.tiles.covering(region)) * self.tiles.tile_height * self.tiles.tile_width
+
+
+def padded_size(height: int, width: int, downscale: int) -> tuple[int, int]:
+    """Returns (height, width) in latent pixels of a result of height x width pixels, padded for the networks."""
+    padding = padding_for(height, width, downscale, MIN_NETWORK_SIDE)
+    return (height + padding.bottom) // downscale, (width + padding.right) // downscale
+
+
+def plan_phase(cost: Cost, height: int, width: int, *, tile: int = 0, overlap: int = DEFAULT_OVERLAP) -> PhasePlan:
+    """Returns how a phase runs over a latent of height x width pixels, with the memory that is free now.
+
+    tile: pixels of the result, rounded up to a multiple of 8; 0 is the whole picture where it fits, else the largest
+    tile that does. overlap: pixels of the result; at most half of a tile that was chosen automatically. Raises
+    ValueError where a tile given is not larger than the overlap.
+    """
+    check_tiles(tile, overlap)
+    area = max(SMALLEST_TILE**2, min(pixels_that_fit(cost), (LARGEST_SIDE[cost.phase] // cost.downscale) ** 2))
+    latent_overlap = math.ceil(overlap / cost.downscale)
+    if tile:
+        side = max(SMALLEST_TILE, rounded_tile(tile) // cost.downscale)
+    elif height * width <= area:
+        side = max(height, width)
+    else:
+        side = max(SMALLEST_TILE, math.isqrt(area) // cost.multiple * cost.multiple)
+    # The smallest tile may be larger than the one asked for, never smaller: only overlaps need care.
+    latent_overlap = min(latent_overlap, side // 2 if not tile else side - 1)
+    tiles = plan_tiles(height, width, tile=side, overlap=latent_overlap, multiple=cost.multiple)
+    batch = max(1, min(area // (tiles.tile_height * tiles.tile_width), len(tiles.tiles)))
+    return PhasePlan(cost, tiles, batch, area)
+
+
+def rounded_tile(tile: int) -> int:
+    """Returns the tile's side in pixels that is used for one asked for: the next multiple of 8."""
+    return -(-tile // TILE_STEP) * TILE_STEP
+
+
+def check_tiles(tile: int, overlap: int) -> None:
+    """Raises ValueError for a tile or overlap, pixels of the result, that no picture can be cut with."""
+    if tile < 0 or overlap < 0:
+        raise ValueError(f"tile is {tile} and overlap {overlap} pixels; accepted are 0 and more")
+    if tile and overlap >= rounded_tile(tile):
+        raise ValueError(
+            f"overlap is {overlap} pixels and tile {tile}; accepted are overlaps smaller than the tile. Choose a "
+            f"smaller overlap ({DEFAULT_OVERLAP} is the default), a larger tile, or the tile 0 (automatic)"
+        )
+
+
+def sample_side(cost: Cost) -> int:
+    """Returns the side of a square sample crop, latent pixels."""
+    return SAMPLE_SIDE // cost.downscale
+
+
+@dataclass(frozen=True)
+class UpscalePlan:
+    """How a picture runs through all phases."""
+
+    height: int  # of the result, pixels
+    width: int
+    phases: tuple[PhasePlan, PhasePlan, PhasePlan]  # encode, predict, decode
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the result, pixels."""
+        return self.height, self.width
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of the result per latent pixel, along each side."""
+        return self.phases[0].cost.downscale
+
+    @property
+    def crops(self) -> tuple[Region, ...]:
+        """The crops, latent pixels, that stand for the picture where statistics are gathered."""
+        return sample_of(self.phases)
+
+
+def plan_upscale(
+    model: ModelPatcher,
+    encoder: EncoderPatcher,
+    vae: comfy.sd.VAE,
+    size: tuple[int, int],
+    tile: int = 0,
+    overlap: int = DEFAULT_OVERLAP,
+) -> UpscalePlan:
+    """Returns how a result of `size` (height, width) pixels is made with the memory that is free now.
+
+    tile, overlap: see `plan_phase`, which also says what is raised.
+    """
+    padded = padded_size(*size, encoder.downscale)
+    encode, predict, decode = (
+        plan_phase(cost, *padded, tile=tile, overlap=overlap)
+        for cost in (encoder_cost(encoder), prediction_cost(model), decoder_cost(vae))
+    )
+    return UpscalePlan(*size, (encode, predict, decode))
+
+
+def sample_of(plans: Sequence[PhasePlan]) -> tuple[Region, ...]:
+    """Returns crops that stand for the picture in phases that follow each other; they fit in each one's memory."""
+    first = plans[0]
+    area = min(plan.area for plan in plans)
+    return sample_crops(first.tiles.height, first.tiles.width, area=area, side=sample_side(first.cost))
+
+
+def regions_needed(phases: Sequence[PhasePlan], wanted: Region, downscale: int) -> list[Region | None]:
+    """Returns the region that each phase must give, latent pixels, for a wanted one in pixels of the result.
+
+    None stands for the whole, where a phase does not run in tiles.
+    """
+    top, left = wanted.top // downscale, wanted.left // downscale
+    bottom, right = -(-wanted.bottom // downscale), -(-wanted.right // downscale)
+    region = Region(top, left, bottom - top, right - left)
+    regions: list[Region | None] = []
+    for phase in reversed(phases):
+        regions.insert(0, None if phase.tiles.is_whole else region)
+        tiles = phase.tiles.covering(region)
+        top, left = min(tile.top for tile in tiles), min(tile.left for tile in tiles)
+        bottom, right = max(tile.bottom for tile in tiles), max(tile.right for tile in tiles)
+        region = Region(top, left, bottom - top, right - left)
+    return regions
