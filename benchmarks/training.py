@@ -21,7 +21,7 @@ from torch import nn
 
 from training.config import PRESETS, TrainConfig, load_config
 from training.loop import Trainer
-from training.mini_base import write_mini_base
+from training.mini.base import write_mini_base
 from training.setup import build_run, open_data
 
 WARM_UP_STEPS = 2

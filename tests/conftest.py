@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import comfy_in_process
 from comfy_in_process import InProcessComfy
@@ -20,6 +21,15 @@ torch_import_shim.install()  # before any test imports torchvision, which diffus
 
 VERSION_VARIABLE = "TADSR_TEST_COMFYUI"  # another version that host.comfyui knows, or a ComfyUI folder
 SHARED_REFERENCE = PACK.parent / "shared" / "reference"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Equality to the bit is asked for on one thread, where no scheduling can change the order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

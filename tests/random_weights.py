@@ -11,8 +11,8 @@ from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from tadsr.lora import Adapter
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, Metadata, TadsrWeights
-from training.export_mini import weights_from_student
 from training.mini import MiniStudent
+from training.mini.export import weights_from_student
 
 SD_CONTEXT_WIDTH = 1024
 ADAPTED = ("input_blocks.0.0", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", "middle_block.0.out_layers.3")

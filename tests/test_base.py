@@ -18,8 +18,8 @@ from tadsr.keys import WeightsError
 from tadsr.schedule import LATENT_SCALE
 from tadsr.weights import TIME_PART, TadsrWeights, save
 from training.base import Base, LatentDecoder, load_base
-from training.export_mini import weights_from_student
 from training.mini import VAE_NORM_GROUPS, MiniStudent
+from training.mini.export import weights_from_student
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 Change = Callable[[dict[str, Tensor]], object]

@@ -24,8 +24,8 @@ from tadsr.schedule import teacher_timestep
 from tadsr.weights import TIME_PART, Metadata, TadsrWeights, load, save
 from training.adapters import cast_frozen
 from training.base import Base, LatentDecoder, load_base
-from training.export_mini import weights_from_student
 from training.losses import blurred_mse, tavsd
+from training.mini.export import weights_from_student
 from training.official import official_state
 from training.student import Student, load_student_weights, student_weights
 from training.teacher import Teacher

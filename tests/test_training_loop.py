@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,16 +23,9 @@ from training.loop import CHECKPOINTS_FOLDER, TrainingStopped
 from training.lpips import LPIPS
 from training.settings import ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOSSES = ("mse", "lpips", "distillation", "fake_score")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Equality to the bit is asked for on one thread, where no scheduling can change the order of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tadsr.weights import load
 from training.config import PRESETS, load_config
 from training.losses import blurred_mse
 from training.lpips import LPIPS
-from training.mini_base import write_mini_base
+from training.mini.base import write_mini_base
 from training.setup import Run
 from training.student import load_student_weights
 from training.train import train

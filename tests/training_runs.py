@@ -15,7 +15,7 @@ from training_pictures import save_picture
 from training.checkpoint import Checkpoints
 from training.config import PRESETS, TrainConfig, load_config
 from training.loop import CHECKPOINTS_FOLDER, Trainer
-from training.mini_base import write_mini_base
+from training.mini.base import write_mini_base
 from training.progress import LOG_NAME
 from training.setup import Run, build_run, open_data
 

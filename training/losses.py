@@ -105,20 +105,19 @@ def tavsd(
     with torch.no_grad():
         z_t = add_noise(z0, noise, teacher_timestep)
         x0_fake = x0_from_noise(z_t, fake_score(z_t, teacher_timestep, context), teacher_timestep)
-        guided = _guided(teacher, z_t, teacher_timestep, context, negative)
-        x0_real = x0_from_noise(z_t, guided, teacher_timestep)
+        led = guided(teacher, z_t, teacher_timestep, context, negative, guidance_scale(teacher_timestep))
+        x0_real = x0_from_noise(z_t, led, teacher_timestep)
         weight = (z0 - x0_real).abs().mean(dim=(1, 2, 3)).clamp(min=WEIGHT_FLOOR)
         gradient = (x0_fake - x0_real) / weight[:, None, None, None]
     target_distance = z0 - z0.detach() + gradient  # g, with the gradient of z0
     return Tavsd(target_distance.square().mean(dim=(1, 2, 3)), gradient, weight, x0_real, x0_fake)
 
 
-def _guided(teacher: Score, z_t: Tensor, timestep: Tensor, context: Tensor, negative: Tensor) -> Tensor:
-    """Returns the teacher's noise under classifier-free guidance, in the latent's dtype."""
+def guided(teacher: Score, z_t: Tensor, timestep: Tensor, context: Tensor, negative: Tensor, scale: Tensor) -> Tensor:
+    """Returns the teacher's noise under classifier-free guidance of `scale`, (B,), in the latent's dtype."""
     twice = (torch.cat([z_t, z_t]), torch.cat([timestep, timestep]), torch.cat([negative, context]))
     unconditional, conditional = teacher(*twice).to(z_t.dtype).chunk(2)
-    scale = guidance_scale(timestep)[:, None, None, None].to(z_t.device)
-    return unconditional + scale * (conditional - unconditional)
+    return unconditional + scale[:, None, None, None].to(z_t.device) * (conditional - unconditional)
 
 
 def diffusion_loss(fake_score: Score, z0: Tensor, noise: Tensor, timestep: Tensor, context: Tensor) -> Tensor:

@@ -23,13 +23,12 @@ from training.data import (
     Skipped,
     TrainingSet,
     ValidationSet,
-    degrade_on_device,
+    degraded,
     open_training_set,
     open_validation_set,
 )
 from training.lpips import LPIPS
 from training.prompts import PromptBook
-from training.randomness import sample_generator
 from training.step import MicroBatch, Networks
 from training.student import Student, load_student_weights, student_weights
 from training.teacher import Teacher
@@ -77,21 +76,11 @@ class Run:
         lq, hq = (images.to(device, non_blocking=True) for images in (batch.lq, batch.hq))
         return MicroBatch(
             indices=batch.indices,
-            lq=self._degraded(batch, lq, hq),
+            lq=degraded(batch, lq, hq, self.config.seed),
             hq=hq,
             context=self.context(batch.prompts).to(device),
             negative=self.negative.expand(len(batch.indices), -1, -1).to(device),
         )
-
-    def _degraded(self, batch: Batch, lq: Tensor, hq: Tensor) -> Tensor:
-        """Returns `lq` with those samples degraded whose degradation is still to be applied."""
-        places = [place for place, degradation in enumerate(batch.degradations) if degradation is not None]
-        if places:
-            drawn = [degradation for degradation in batch.degradations if degradation is not None]
-            seeds = [sample_generator(self.config.seed, "degradation", batch.indices[p]).initial_seed() for p in places]
-            lq = lq.clone()
-            lq[places] = degrade_on_device(hq[places], drawn, seeds)
-        return lq
 
     @cached_property
     def negative(self) -> Tensor:

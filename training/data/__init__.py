@@ -14,8 +14,8 @@ from .dataset import (
     open_training_set,
     open_validation_set,
 )
+from .device import degraded
 from .pictures import DataError, Skipped
-from .samples import degrade_on_device
 
 __all__ = [
     "Batch",
@@ -27,7 +27,7 @@ __all__ = [
     "TrainingSet",
     "ValidationSet",
     "collate",
-    "degrade_on_device",
+    "degraded",
     "open_training_set",
     "open_validation_set",
     "worker_init",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tadsr.geometry import enlarge, resize_bicubic
@@ -19,7 +17,6 @@ from training.degradation import (
     DegradationConfig,
     DegradationParameters,
     degrade,
-    degrade_batch,
     draw_parameters,
 )
 from training.degradation.apply import to_bytes
@@ -76,16 +73,6 @@ def centre_pair(picture: Picture, options: SampleOptions, rng: np.random.Generat
     if lq is None:
         lq = degrade(_to_unit(hq), rng, _degradation(options, light=False))
     return DegradedPair(_to_tensor(lq, options.crop), _to_tensor(hq, options.crop))
-
-
-@torch.no_grad()
-def degrade_on_device(hq: Tensor, degradations: Sequence[DegradationParameters], seeds: Sequence[int]) -> Tensor:
-    """Returns the degraded and enlarged images, on the device of `hq`; all (B, 3, H, W) in [-1, 1].
-
-    seeds: of each image's noise.
-    """
-    lq = degrade_batch(hq / 2 + 0.5, degradations, seeds)
-    return enlarge(lq, (hq.shape[2], hq.shape[3])) * 2 - 1
 
 
 def shrink(hq: np.ndarray, scale: int) -> np.ndarray:

@@ -1,14 +1,12 @@
-"""Starting weights of tadsr-mini: an averaging autoencoder that knows its timestep.
+"""Starting weights of tadsr-mini: an averaging autoencoder.
 
 From random weights, a small network spends most of its training on reproducing colours. Started like this, it
-encodes 4x4 averages of red, green and blue in three latent channels, in proportion to sqrt(alpha_bar_t), and decodes
-them to a smooth enlargement; the UNet's residual starts at zero in these, and writes the timestep into the fourth. All
-training goes into what is better than that.
+encodes 4x4 averages of red, green and blue in three latent channels, and decodes them to a smooth enlargement; the
+UNet predicts zero. All training goes into what is better than that.
 
 The normalisations before the two output layers would divide by the picture's own contrast. A few channels of each
-group, the markers, hold constants of both signs that outweigh the picture, so that they divide by a constant; in the
-encoder the constants grow with the timestep as 1 / sqrt(alpha_bar_t). Colours stand in pairs x, -x, because
-silu(x) - silu(-x) = x.
+group, the markers, hold constants of both signs that outweigh the picture, so that they divide by a constant, which
+`follow_timestep` makes grow with the timestep. Colours stand in pairs x, -x, because silu(x) - silu(-x) = x.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from tadsr.encoder import TimeAwareBlock, TimeAwareEncoder
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 
 if TYPE_CHECKING:
-    from training.mini import MiniStudent
+    from training.mini.networks import MiniStudent
 
 COLOURS = 3
 MARKER_SHARE = 4  # one channel in four is a marker
@@ -31,15 +29,12 @@ MARKER_SIZE = 4.0  # outweighs colours, whose root mean square is about 0.6
 NORMALISER = MARKER_SIZE / MARKER_SHARE**0.5  # what the normalisation divides by, nearly
 LATENT_GAIN = 2.0  # scaled latents of root mean square about 1
 GROUP_WEIGHTS = (0.6, 0.4)  # two groups carry the colours, unequally, so that they learn different things
-INITIAL_LOGVAR = -10.0  # the latent's noise starts at 0.1 % of its spread, 2 % at timestep 999, where it is small
-TIME_GAIN = 3.0  # normalised features then differ by about their own spread between timesteps 100 and 900
+LOGVAR = -10.0  # the latent's noise is 0.1 % of its spread, 2 % at timestep 999, where the latent is small
 RIDGE = 1e-4  # keeps the fitted time layer's weights small
-FITTED_TIMESTEPS = 64
-TIME_UNIT = 300.0  # timesteps by which the latent's fourth channel changes by 1
 SMOOTHING = torch.tensor([0.25, 0.5, 0.25])  # after repetition of pixels: linear interpolation
 IDENTITY = torch.tensor([0.0, 1.0, 0.0])
 SHARPENING = torch.tensor([-0.1, 1.2, -0.1])  # of the colours into the latent, and once more out of it
-"""With these the start is bicubic enlargement to 47 dB (measured; tests/test_train_mini.py)."""
+"""With these the start is bicubic enlargement to 47 dB (measured; tests/test_mini_start.py)."""
 
 
 @torch.no_grad()
@@ -55,46 +50,9 @@ def start_as_autoencoder(student: MiniStudent, norm_groups: int) -> None:
     _set(student.encoder.quant_conv, torch.eye(8) / LATENT_SCALE)
     quant: Any = student.encoder.quant_conv
     quant.weight[4:] = 0
-    quant.bias[4:] = INITIAL_LOGVAR
+    quant.bias[4:] = LOGVAR
     _set(student.post_quant_conv, torch.eye(4) * LATENT_SCALE)
-    unet: Any = student.unet
-    unet.conv_in.bias[:] = 0  # latents are small at high timesteps
-    _strengthen_time(student.unet)
     _set(student.unet.conv_out, torch.zeros(4, student.unet.conv_out.in_channels))
-    _write_time_into_latent(student)
-
-
-def _strengthen_time(unet: nn.Module) -> None:
-    """Makes the timestep shift the UNet's features by about their own spread: by default the first hardly notice it."""
-    for name, layer in unet.named_modules():
-        if name.endswith((".time_emb_proj", "time_embedding.linear_2")):
-            layer.get_parameter("weight").mul_(TIME_GAIN)
-
-
-def _write_time_into_latent(student: MiniStudent) -> None:
-    """Makes the fourth channel of x0 tell the timestep, about -1 to 1: the decoder knows it from nothing else.
-
-    It is read from the UNet's last features by least squares, over random latents.
-    """
-    encoder_out: Any = student.encoder.encoder.conv_out
-    encoder_out.weight[COLOURS] = 0
-    encoder_out.bias[COLOURS] = 0
-    unet: Any = student.unet
-    features: list[Tensor] = []
-    hook = unet.conv_out.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    timesteps = torch.linspace(MIN_TIMESTEP, MAX_TIMESTEP, FITTED_TIMESTEPS).long()
-    signal = alpha_bar(timesteps).sqrt()[:, None, None, None]
-    coarse = F.interpolate(torch.randn(FITTED_TIMESTEPS, 4, 4, 4), size=(16, 16), mode="bicubic")
-    latents = (coarse + 0.2 * torch.randn_like(coarse)) * signal  # smooth, as photographs are
-    latents[:, COLOURS] = 0
-    unet(latents, timesteps, student.prompt.expand(FITTED_TIMESTEPS, -1, -1))
-    hook.remove()
-    patches = F.unfold(features[0], 3, padding=1, stride=2).transpose(1, 2)  # (timesteps, pixels, 9 x channels)
-    design = torch.cat([patches, torch.ones_like(patches[..., :1])], dim=2).flatten(0, 1).double()
-    target = ((timesteps - MAX_TIMESTEP / 2) / TIME_UNIT).repeat_interleave(patches.shape[1]).double()
-    fit = _fit(design, target, RIDGE * len(design))
-    unet.conv_out.weight[COLOURS] = -fit[:-1].view_as(unet.conv_out.weight[COLOURS])  # x0: latent less prediction
-    unet.conv_out.bias[COLOURS] = -fit[-1]
 
 
 def _fit(design: Tensor, target: Tensor, penalty: float) -> Tensor:
@@ -111,8 +69,11 @@ def _set(layer: Any, matrix: Tensor) -> None:
 
 
 def _start_blocks_as_shortcuts(network: nn.Module) -> None:
-    """Makes residual blocks add nothing, and resampling average or interpolate."""
+    """Makes residual blocks add nothing, their time layers too, and resampling average or interpolate."""
     for name, layer in network.named_modules():
+        if name.endswith(".time_emb_proj"):
+            layer.get_parameter("weight").zero_()
+            layer.get_parameter("bias").zero_()
         if not isinstance(layer, nn.Conv2d):
             continue
         identity = torch.eye(*layer.weight.shape[:2])
@@ -170,24 +131,34 @@ def _start_encoder(encoder: TimeAwareEncoder, norm_groups: int) -> None:
     trunk.conv_in.bias[: 2 * COLOURS] = 0
     trunk.conv_in.weight[: 2 * COLOURS, :, 1, 1] = _pairs()
     _route_pairs(trunk.down[-1].block[-1].nin_shortcut, norm_groups)
-    _fit_markers(trunk.mid.block_2, trunk.time_embedding, _layout(width, norm_groups)[0])
+    _start_markers(trunk.mid.block_2, _layout(width, norm_groups)[0])
     _read_colours(trunk.conv_out, width, norm_groups, LATENT_GAIN, SHARPENING)
 
 
-def _fit_markers(block: TimeAwareBlock, time_embedding: nn.Module, markers: Tensor) -> None:
-    """Makes the last block add +-MARKER_SIZE / sqrt(alpha_bar_t) to the markers: its time shift, fitted."""
-    width, timesteps = len(markers), torch.arange(MIN_TIMESTEP, MAX_TIMESTEP + 1)
-    embedding = F.silu(time_embedding(timesteps, torch.float32))
-    design = torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1).double()
-    target = MARKER_SIZE / alpha_bar(timesteps).double().sqrt()  # silu(x) is x, nearly, for x >= 4
-    design = design / target[:, None]  # so that the error is relative
-    fit = _fit(design, torch.ones(len(design), dtype=torch.float64), RIDGE)
-    block.time_emb_proj.weight.zero_()
-    block.time_emb_proj.bias.zero_()
-    block.time_emb_proj.bias[:width][markers] = -1.0  # scale: keeps the picture out of these channels
-    block.time_emb_proj.weight[width:][markers] = fit[:-1]
-    block.time_emb_proj.bias[width:][markers] = fit[-1]
+def _start_markers(block: TimeAwareBlock, markers: Tensor) -> None:
+    """Makes the block add +-MARKER_SIZE to the markers; silu(x) is x, nearly, for x >= 4."""
+    for layer, value in ((block.norm2.weight, 0.0), (block.norm2.bias, MARKER_SIZE)):
+        layer[markers] = value
     block.conv2.weight[markers, markers, 1, 1] = _signs(int(markers.sum()))
+
+
+@torch.no_grad()
+def follow_timestep(encoder: TimeAwareEncoder) -> None:
+    """Makes latents fall with sqrt(alpha_bar_t), nearly, so that z / sqrt(alpha_bar_t) has one size.
+
+    The last block's time shift, fitted, makes the markers grow as 1 / sqrt(alpha_bar_t), and the output
+    normalisation divides by them. The encoder is one whose time layers do nothing yet.
+    """
+    block, embed = encoder.encoder.mid.block_2, encoder.encoder.time_embedding
+    width, timesteps = encoder.config.channels[-1], torch.arange(MIN_TIMESTEP, MAX_TIMESTEP + 1)
+    markers, _ = _layout(width, encoder.config.norm_groups)
+    embedding = F.silu(embed(timesteps, torch.float32))
+    growth = 1 / alpha_bar(timesteps).double().sqrt()
+    design = torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1).double()
+    fit = _fit(design / growth[:, None], MARKER_SIZE * (growth - 1) / growth, RIDGE)  # the error is relative
+    projection: Any = block.time_emb_proj
+    projection.weight[width:][markers] = fit[:-1]
+    projection.bias[width:][markers] = fit[-1]
 
 
 def _signs(count: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Writes a small base model to try the training with, without Stable Diffusion: `python -m training.mini_base -o DIR`.
+"""Writes a small base model to try the training with, without Stable Diffusion: `python -m training.mini.base -o DIR`.
 
-Its VAE enlarges bicubically and its UNet is untrained (`training/mini_start.py`), so that a student starts as bicubic
+Its VAE enlarges bicubically and its UNet is untrained (`training/mini/start.py`), so that a student starts as bicubic
 enlargement. DIR/base.safetensors is a self-contained TADSR file; DIR/prompts.safetensors beside it holds random
 embeddings of the default prompts, because the model has no text encoder.
 """
@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from tadsr.weights import save
 from training.config import NEGATIVE_PROMPT, PROMPT
-from training.export_mini import weights_from_student
-from training.mini import CONTEXT_TOKENS, CONTEXT_WIDTH, MiniStudent
+from training.mini.export import weights_from_student
+from training.mini.networks import CONTEXT_TOKENS, CONTEXT_WIDTH, MiniStudent
+from training.mini.start import follow_timestep
 from training.prompts import BOOK_FILE
 
 BASE_FILE = "base.safetensors"
@@ -26,7 +27,9 @@ def write_mini_base(folder: Path, seed: int = 0) -> Path:
     """Writes base.safetensors and prompts.safetensors into `folder`; returns the path of the first."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        weights = weights_from_student(MiniStudent(), source_sha256="", steps=0, dtype=torch.float32)
+        networks = MiniStudent()
+        follow_timestep(networks.encoder)
+        weights = weights_from_student(networks, source_sha256="", steps=0, dtype=torch.float32)
         prompts = {text: torch.randn(CONTEXT_TOKENS, CONTEXT_WIDTH) for text in (PROMPT, NEGATIVE_PROMPT)}
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / BASE_FILE, weights)

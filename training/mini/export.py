@@ -1,20 +1,13 @@
-"""Writes a checkpoint of `training.train_mini` as a self-contained weights file.
-
-`python -m training.export_mini CHECKPOINT -o weights/tadsr-mini.safetensors`
-"""
+"""The small networks as a self-contained weights file, and back."""
 
 from __future__ import annotations
-
-import argparse
-import hashlib
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm, ldm_unet_to_diffusers, ldm_vae_to_diffusers
-from tadsr.weights import Metadata, TadsrWeights, encoder_state_dict, save
-from training.mini import VAE_NORM_GROUPS, MiniStudent
+from tadsr.weights import Metadata, TadsrWeights, encoder_state_dict
+from training.mini.networks import VAE_NORM_GROUPS, MiniStudent
 
 NAME, LICENSE = "tadsr-mini", "Apache-2.0"
 TIME_PARTS = ("encoder.time_embedding.", ".time_emb_proj.")
@@ -66,28 +59,3 @@ def student_from_weights(weights: TadsrWeights) -> MiniStudent:
     if weights.prompt is not None:
         student.prompt.data.copy_(weights.prompt)
     return student.eval()
-
-
-def load_student(checkpoint: Path) -> tuple[MiniStudent, int]:
-    """Returns the averaged weights of a checkpoint as a student, and the number of all its training steps."""
-    state = torch.load(checkpoint, weights_only=True)
-    student = MiniStudent()
-    student.load_state_dict(state["average"])
-    return student.eval(), state["earlier_steps"] + state["step"]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("weights/tadsr-mini.safetensors"))
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    arguments = parser.parse_args()
-    student, steps = load_student(arguments.checkpoint)
-    source = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save(arguments.output, weights_from_student(student, source, steps, getattr(torch, arguments.dtype)))
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB, {steps} steps")
-
-
-if __name__ == "__main__":
-    main()

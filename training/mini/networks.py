@@ -11,19 +11,19 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 
-from tadsr.encoder import EncoderConfig, TimeAwareEncoder, sample
-from tadsr.schedule import LATENT_SCALE, alpha_bar, x0_from_residual
-from training.mini_start import start_as_autoencoder
+from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
+from tadsr.schedule import LATENT_SCALE, x0_from_residual
+from training.mini.start import start_as_autoencoder
 
 VAE_CHANNELS = (32, 32, 64)  # 32 is the least that ComfyUI's VAE can be built with
 VAE_NORM_GROUPS = 4  # with SD's 32, every channel would be normalised alone and lose its mean: no colours
 UNET_CHANNELS = (96, 96, 128)  # most of the work at full latent resolution, attention only where it is cheap
-CONTEXT_TOKENS, CONTEXT_WIDTH = 8, 64  # the learned default prompt
+CONTEXT_TOKENS, CONTEXT_WIDTH = 8, 64  # of a learned prompt
 HEAD_CHANNELS = 64  # as in SD 2.1
 
 
 class MiniStudent(nn.Module):
-    """The whole student: enlarged low-quality image and timestep in, restored image out."""
+    """The networks, as they start: the autoencoder averages and interpolates, the UNet predicts zero."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,26 +54,16 @@ class MiniStudent(nn.Module):
         self.prompt = nn.Parameter(0.5 * torch.randn(1, CONTEXT_TOKENS, CONTEXT_WIDTH))
         start_as_autoencoder(self, VAE_NORM_GROUPS)
 
-    def restore_latent(self, image: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Returns x0, the scaled latent. image: (B, 3, H, W) in [-1, 1]; timestep: (B,); noise: (B, 4, h, w)."""
-        moments = self.encoder(image, timestep)
-        latent = moments[:, :4] if noise is None else sample(moments, noise)
-        z = latent * LATENT_SCALE
-        context = self.prompt.expand(len(z), -1, -1)
-        prediction = self.unet(z, timestep, context, return_dict=False)[0]
-        # Dividing by sqrt(alpha_bar) would make gradients up to 15 times larger at high timesteps.
-        signal = alpha_bar(timestep).sqrt()[:, None, None, None]
-        return x0_from_residual(scale_gradient(z, signal), prediction, timestep)
+    def encode(self, image: Tensor, timestep: Tensor) -> Tensor:
+        """Returns the scaled latent, (B, 4, h, w), the mode. image: (B, 3, H, W) in [-1, 1]; timestep: (B,)."""
+        return mode(self.encoder(image, timestep)) * LATENT_SCALE
 
     def decode(self, x0: Tensor) -> Tensor:
         """Returns the image, (B, 3, H, W), about [-1, 1], not clamped. x0: a scaled latent."""
         return self.decoder(self.post_quant_conv(x0 / LATENT_SCALE))
 
-    def forward(self, image: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.decode(self.restore_latent(image, timestep, noise))
-
-
-def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
-    """Returns x, whose gradient will be multiplied by `scale`."""
-    scaled = x * scale
-    return scaled + (x - scaled).detach()
+    def forward(self, image: Tensor, timestep: Tensor) -> Tensor:
+        """Returns the restored image, as the nodes compute it; arguments as of `encode`."""
+        z = self.encode(image, timestep)
+        prediction = self.unet(z, timestep, self.prompt.expand(len(z), -1, -1), return_dict=False)[0]
+        return self.decode(x0_from_residual(z, prediction, timestep))
