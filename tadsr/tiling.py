@@ -116,12 +116,12 @@ class TiledRun:
             self.batch = batch // 2
             return
         side = max(plan.tile_height, plan.tile_width)
-        self.largest = (side + 1) // 2
-        if self.largest < max(self.smallest, plan.multiple, plan.overlap + 1):
+        if side // 2 < max(self.smallest, plan.multiple, plan.overlap + 1):
             raise SmallestTileError(
                 f"memory is too short for the smallest tile, {plan.tile_width}x{plan.tile_height} latent pixels "
                 f"with an overlap of {plan.overlap}"
             )
+        self.largest = side // 2
 
 
 def _plan_within(plan: TilePlan, largest: int) -> TilePlan:

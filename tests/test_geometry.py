@@ -10,13 +10,16 @@ from PIL import Image
 from tadsr.geometry import (
     MIN_NETWORK_SIDE,
     Padding,
+    Region,
     crop_padding,
     crop_to_shape,
     enlarge,
     pad_to_multiple,
     padding_for,
+    plan_tiles,
     reflected_indices,
     resize_bicubic,
+    sample_crops,
     target_size,
 )
 
@@ -103,3 +106,83 @@ def test_enlarging_gives_the_exact_size_in_range(size: tuple[int, int]) -> None:
     result = enlarge(torch.rand(1, 3, *size).round(), (67, 131))
     assert result.shape == (1, 3, 67, 131)
     assert 0.0 <= result.min() and result.max() <= 1.0
+
+
+LENGTHS = [(1, 1), (1, 300), (64, 64), (65, 64), (127, 250), (20, 400), (512, 511)]
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 8), (64, 0), (65, 17), (32, 31), (9, 8)])
+@pytest.mark.parametrize("size", LENGTHS)
+def test_tiles_are_alike_cover_all_and_overlap(size: tuple[int, int], tile: int, overlap: int, multiple: int) -> None:
+    plan = plan_tiles(*size, tile=tile, overlap=overlap, multiple=multiple)
+    least = min(overlap, (tile // multiple - 1) * multiple)
+    for length, starts, side in zip(size, (plan.rows, plan.columns), (plan.tile_height, plan.tile_width), strict=True):
+        assert side <= tile
+        assert starts[0] == 0 and starts[-1] + side == length
+        assert all(start % multiple == 0 for start in starts[:-1])
+        assert all(a < b <= a + side - least for a, b in zip(starts[:-1], starts[1:], strict=True))
+        assert len(starts) == 1 or side > least
+
+
+def test_no_tiny_remainder() -> None:
+    plan = plan_tiles(65, 130, tile=64, overlap=8)
+    assert (plan.rows, plan.tile_height) == ((0, 28), 37), "two halves rather than one tile and a strip"
+    assert (plan.columns, plan.tile_width) == ((0, 40, 81), 49)
+
+
+def test_overlap_costs_little() -> None:
+    """1024-pixel tiles over 16 megapixels, 64 pixels of overlap: the target is 15 % over one megapixel's time."""
+    plan = plan_tiles(512, 512, tile=128, overlap=8)
+    computed = len(plan.tiles) * plan.tile_height * plan.tile_width
+    assert computed / (512 * 512) < 1.15
+
+
+def test_plan_in_one_piece() -> None:
+    plan = plan_tiles(30, 64, tile=64, overlap=63, multiple=8)
+    assert plan.is_whole
+    assert plan.tiles == (plan.whole,) == (Region(0, 0, 30, 64),)
+
+
+def test_region_needs_the_tiles_that_it_touches() -> None:
+    plan = plan_tiles(10, 22, tile=10, overlap=4)
+    assert plan.columns == (0, 6, 12)
+    assert [tile.left for tile in plan.covering(Region(0, 0, 2, 6))] == [0]
+    assert [tile.left for tile in plan.covering(Region(0, 0, 2, 7))] == [0, 6]
+    assert [tile.left for tile in plan.covering(Region(9, 10, 1, 3))] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "words"),
+    [(32, 32, "overlap is 32"), (32, -1, "overlap is -1"), (0, 0, "tiles of 0"), (7, 0, "tiles of at least 8")],
+)
+def test_bad_plan_is_named(tile: int, overlap: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        plan_tiles(100, 100, tile=tile, overlap=overlap, multiple=8)
+
+
+def test_regions() -> None:
+    region, other = Region(2, 3, 4, 5), Region(5, 7, 10, 10)
+    assert region.common(other) == Region(5, 7, 1, 1)
+    assert region.overlaps(other) and not region.overlaps(Region(6, 3, 1, 1))
+    assert other.relative_to(region) == Region(3, 4, 10, 10)
+    assert region.scaled(8) == Region(16, 24, 32, 40)
+    image = torch.arange(100).reshape(10, 10)
+    assert region.of(image)[0, 0] == 23 and region.of(image).shape == (4, 5)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (40, 400), (1, 999), (400, 30), (512, 512)])
+@pytest.mark.parametrize("area", [1024, 4096, 100])
+def test_sample_crops_are_alike_inside_and_within_the_budget(size: tuple[int, int], area: int) -> None:
+    crops = sample_crops(*size, area=area, side=32)
+    assert len({(crop.height, crop.width) for crop in crops}) == 1
+    assert all(crop.common(Region(0, 0, *size)) == crop for crop in crops)
+    assert sum(crop.height * crop.width for crop in crops) <= max(area, crops[0].height * crops[0].width)
+    assert len(set(crops)) == len(crops)
+
+
+def test_sample_is_the_whole_of_a_small_picture_and_spread_over_a_large_one() -> None:
+    assert sample_crops(30, 40, area=1200, side=16) == (Region(0, 0, 30, 40),)
+    assert sample_crops(64, 64, area=1024, side=16) == tuple(
+        Region(top, left, 16, 16) for top in (8, 40) for left in (8, 40)
+    )

@@ -1,0 +1,111 @@
+"""GroupNorm with statistics of another sample: against the whole picture, and with weights that are cast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tadsr.shared_norms import SharedNorms, pooled_statistics
+
+TOLERANCE = 2e-5  # float32
+
+
+class CastingNorm(nn.GroupNorm):
+    """Casts its weights to the input at each call, as ComfyUI's GroupNorm does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight.to(input), self.bias.to(input), self.eps)
+
+
+def network(norm: type[nn.GroupNorm] = nn.GroupNorm) -> nn.Sequential:
+    """Works on each pixel alone but for its normalisations, so that tiles with shared ones equal the whole."""
+    layers = nn.Sequential(nn.Conv2d(3, 8, 1), norm(4, 8), nn.SiLU(), nn.Conv2d(8, 8, 1), norm(2, 8, eps=1e-3))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layers.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return layers.requires_grad_(False)
+
+
+def picture(*shape: int) -> Tensor:
+    """Bright on the left and dark on the right, so that the halves have other statistics than the whole."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) + torch.linspace(3, -3, shape[-1])
+
+
+def test_halves_with_the_statistics_of_the_whole_equal_it() -> None:
+    layers, image = network(), picture(1, 3, 8, 16)
+    with SharedNorms.gather(layers) as norms:
+        whole = layers(image)
+    assert torch.allclose(whole, layers(image), atol=TOLERANCE), "gathering must not change a single picture"
+    halves = image.split(8, dim=-1)
+    with norms.applied():
+        shared = torch.cat([layers(half) for half in halves], dim=-1)
+    assert torch.allclose(shared, whole, atol=TOLERANCE)
+    alone = torch.cat([layers(half) for half in halves], dim=-1)
+    assert (alone - whole).abs().max() > 0.1, "without shared statistics the halves must differ, or this tests nothing"
+
+
+def test_a_batch_is_one_picture_while_gathering() -> None:
+    layers, image = network(), picture(1, 3, 8, 16)
+    batch = torch.cat(image.split(4, dim=-1))
+    with SharedNorms.gather(layers) as norms:
+        results = layers(batch)
+    assert torch.allclose(torch.cat(results.split(1), dim=-1), layers(image), atol=TOLERANCE)
+    assert [len(mean) for mean, _ in norms.statistics] == [4, 2]
+
+
+def test_pooled_statistics_are_those_of_all_pixels() -> None:
+    x = picture(3, 4, 5, 6)
+    mean, variance = pooled_statistics(x, groups=2)
+    pixels = x.movedim(0, 1).reshape(2, -1)
+    assert torch.allclose(mean, pixels.mean(dim=1))
+    assert torch.allclose(variance, pixels.var(dim=1, correction=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_cast_after_gathering(dtype: torch.dtype) -> None:
+    layers, image = network(CastingNorm), picture(1, 3, 8, 16)
+    with SharedNorms.gather(layers) as norms:
+        whole = layers(image)
+    layers.to(dtype)
+    with norms.applied():
+        result = layers(image.to(dtype))
+    assert result.dtype is dtype
+    assert (result.float() - whole).abs().mean() < 0.02, "half precision, but the same statistics"
+
+
+def test_large_half_precision_activations_keep_their_variance() -> None:
+    """Their variance, 10^6, is no number that float16 can hold."""
+    norm, x = nn.GroupNorm(1, 4).half().requires_grad_(False), 1000 * torch.randn(1, 4, 16, 16, dtype=torch.float16)
+    with SharedNorms.gather(norm):
+        result = norm(x)
+    assert result.float().std() == pytest.approx(1.0, abs=0.01)
+
+
+def test_modules_are_as_before_whatever_happens() -> None:
+    layers, image = network(), picture(1, 3, 8, 16)
+    expected = layers(image)
+    with pytest.raises(ZeroDivisionError), SharedNorms.gather(layers):
+        raise ZeroDivisionError
+    with SharedNorms.gather(layers) as norms:
+        layers(image * 5)
+    with pytest.raises(ZeroDivisionError), norms.applied():
+        layers[1](layers[0](image))  # half a call, as when memory runs out
+        raise ZeroDivisionError
+    assert torch.equal(layers(image), expected)
+    shared = norms.around(layers)
+    assert torch.equal(shared(image), shared(image)), "each call must start with the first statistics"
+
+
+def test_more_or_less_than_one_call_is_an_error() -> None:
+    layers, image = network(), picture(1, 3, 8, 16)
+    with pytest.raises(RuntimeError, match="4 calls .* 2 of the network"), SharedNorms.gather(layers):
+        layers(image)
+        layers(image)
+    with pytest.raises(RuntimeError, match="0 calls"), SharedNorms.gather(layers):
+        pass
+    with SharedNorms.gather(layers) as norms:
+        layers(image)
+    with pytest.raises(RuntimeError, match="1 calls"), norms.applied():
+        layers[1](layers[0](image))
