@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tadsr.geometry import Region, plan_tiles
-from tadsr.tiling import SmallestTileError, TiledRun, UnusableTileError, blend_weights
+from tadsr.tiling import Network, SmallestTileError, TiledRun, UnusableTileError, blend_weights
 
 TOLERANCE = 1e-5  # float32
 
@@ -22,7 +24,7 @@ def enlarge_twice(x: Tensor) -> Tensor:
     return F.interpolate(x * 2 - 1, scale_factor=2)
 
 
-def run_with(network: nn.Module | object, **options: object) -> TiledRun:
+def run_with(network: Network, **options: Any) -> TiledRun:
     return TiledRun(network=network, source_factor=1, result_factor=2, **options)
 
 
