@@ -76,7 +76,7 @@ def pixels_that_fit(cost: Cost) -> int:
     beside_others = free_for_activations(cost.patcher) / cost.bytes_per_pixel
     if beside_others >= comfortable:
         return int(beside_others)
-    return int((free_for_activations(cost.patcher) + _held_by_others(cost.patcher)) / cost.bytes_per_pixel)
+    return int(can_be_free(cost.patcher) / cost.bytes_per_pixel)
 
 
 def free_for_activations(patcher: ModelPatcher) -> int:
@@ -85,6 +85,11 @@ def free_for_activations(patcher: ModelPatcher) -> int:
     free = patcher.get_free_memory(device) - mm.extra_reserved_memory()
     weights = 0 if mm.is_device_cpu(device) else patcher.model_size() - patcher.loaded_size()
     return int(free - weights)
+
+
+def can_be_free(patcher: ModelPatcher) -> int:
+    """Returns the bytes that activations can have at most: what is free once other models are moved out."""
+    return free_for_activations(patcher) + _held_by_others(patcher)
 
 
 def _held_by_others(patcher: ModelPatcher) -> int:
