@@ -16,13 +16,13 @@ _SEARCH_STEPS = 12  # places tried along each side when looking for the richest 
 Box = tuple[int, int, int, int]
 
 
-def before_after_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Returns one column for each (label, picture): the whole picture above, its richest detail below.
+def before_after_sheet(pictures: Sequence[tuple[str, Image.Image]], box: Box | None = None) -> Image.Image:
+    """Returns one column for each (label, picture): the whole picture above, its detail `box` below.
 
-    The pictures have the same size; the detail is the richest one of the first, which is the input.
+    The pictures have the same size; None: the richest detail of the first, which is the input.
     """
     size = pictures[0][1].size
-    box = richest_detail(pictures[0][1])
+    box = box or richest_detail(pictures[0][1])
     scale = PANEL_SIDE / max(size)
     panel = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     detail_side = max(panel[0], NARROWEST_COLUMN)
