@@ -20,13 +20,13 @@ WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: 
 class EncoderPatcher:
     """What travels in a TADSR_ENCODER socket: the network, its `patcher`, and how to call it."""
 
-    def __init__(self, state: Mapping[str, Tensor], norm_groups: int) -> None:
+    def __init__(self, state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype | None = None) -> None:
         """state: a full TimeAwareEncoder state dict; raises WeightsError where it does not fit.
 
-        norm_groups: groups of every normalisation, from the weights' metadata.
+        norm_groups: groups of every normalisation, from the weights' metadata. dtype: None for ComfyUI's choice.
         """
         self.device, offload_device = mm.vae_device(), mm.vae_offload_device()
-        self.dtype = mm.vae_dtype(self.device, list(WORKING_DTYPES))
+        self.dtype = dtype or mm.vae_dtype(self.device, list(WORKING_DTYPES))
         self.model = TimeAwareEncoder(
             EncoderConfig.from_state_dict(state, norm_groups),
             operations=comfy.ops.manual_cast,
@@ -52,24 +52,25 @@ class EncoderPatcher:
         """Image pixels per latent pixel, along each side."""
         return self.model.downscale
 
-    def moments(self, planes: Tensor, timestep: int) -> Tensor:
+    def moments(self, planes: Tensor, timestep: int, *, float32: bool = False) -> Tensor:
         """Returns mean and log-variance of the latent, (B, 2 C, h, w) float32, on the encoder's device.
 
-        planes: (B, 3, H, W) in [0, 1], H and W multiples of `downscale`.
+        planes: (B, 3, H, W) in [0, 1], H and W multiples of `downscale`. float32: computes in it whatever `dtype` is,
+        for a picture that gave no finite numbers; the loaded weights stay as they are.
         """
-        memory = self.model.memory_used(planes.shape, mm.dtype_size(self.dtype))
+        dtype = torch.float32 if float32 else self.dtype
+        memory = self.model.memory_used(planes.shape, mm.dtype_size(dtype))
         mm.load_models_gpu([self.patcher], memory_required=memory)
         with device_context(self.device):
-            image = planes.to(device=self.device, dtype=self.dtype) * 2.0 - 1.0
-            timesteps = torch.full((planes.shape[0],), timestep, device=self.device)
-            return self.model(image, timesteps).float()
+            image = planes.to(device=self.device, dtype=dtype) * 2.0 - 1.0
+            return self.model(image, torch.tensor([timestep], device=self.device)).float()
 
-    def encode(self, planes: Tensor, timestep: int, seed: int | None = None) -> Tensor:
+    def encode(self, planes: Tensor, timestep: int, seed: int | None = None, *, float32: bool = False) -> Tensor:
         """Returns the latent, (B, C, h, w), not multiplied by 0.18215, on ComfyUI's intermediate device.
 
-        seed: None takes the mode of the distribution; a number draws from it.
+        seed: None takes the mode of the distribution; a number draws from it. Other arguments as of `moments`.
         """
-        moments = self.moments(planes, timestep)
+        moments = self.moments(planes, timestep, float32=float32)
         if seed is None:
             latent = mode(moments)
         else:

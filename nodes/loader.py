@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 
-import comfy.sd
-import comfy.utils
 import folder_paths
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..tadsr.convert import LICENSE_NOTICE, convert_official
-from ..tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, WeightsError, encoder_state_dict, load
+from ..tadsr.weights import TadsrWeights, WeightsError, encoder_state_dict
+from .base import WANTED_BASE, load_networks, read_weights
 from .encoder_patcher import EncoderPatcher
-from .folders import BUNDLED_WEIGHTS, OFFICIAL_EXTENSION, WEIGHTS_FOLDER
-from .self_contained import build_unet, build_vae
+from .folders import BUNDLED_WEIGHTS, WEIGHTS_FOLDER
+from .precision import AUTO, parse_precision, precision_input
 from .sockets import CATEGORY, Encoder
-from .student import default_conditioning, make_student
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
+from .student import default_conditioning
 
 CHECKPOINTS = "checkpoints"
 NO_BASE = "none (the weights file holds its base)"
-WANTED_BASE = "Stable Diffusion 2.1-base, one file with UNet, VAE and text encoder"
-
-
-class Base(NamedTuple):
-    """The networks that TADSR's weights are added to."""
-
-    model: ModelPatcher
-    clip: comfy.sd.CLIP | None
-    vae: comfy.sd.VAE
-    vae_state: Mapping[str, Tensor]  # its tensors in the file's own precision
 
 
 class TADSRModelLoader(io.ComfyNode):
@@ -66,6 +47,7 @@ class TADSRModelLoader(io.ComfyNode):
                     tooltip=f"The checkpoint that the weights are added to: {WANTED_BASE}, in "
                     "models/checkpoints. Leave it at none for a self-contained file such as tadsr-mini.",
                 ),
+                precision_input(),
             ],
             outputs=[
                 io.Model.Output(tooltip="The student UNet, for One-Step SR, Upscale with TADSR or a core sampler."),
@@ -81,55 +63,32 @@ class TADSRModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, weights: str, base: str) -> str:
+    def fingerprint_inputs(cls, weights: str, base: str, precision: str = AUTO) -> str:
         """Returns what changes when a file is replaced under its name, so that it is loaded again."""
         paths = [folder_paths.get_full_path(WEIGHTS_FOLDER, weights)]
         paths += [folder_paths.get_full_path(CHECKPOINTS, base)] if base != NO_BASE else []
         return str([(path, os.stat(path).st_mtime_ns) for path in paths if path and os.path.exists(path)])
 
     @classmethod
-    def execute(cls, weights: str, base: str) -> io.NodeOutput:
-        file = _read_weights(folder_paths.get_full_path_or_raise(WEIGHTS_FOLDER, weights))
-        networks = _load_base(file, weights, base)
-        student = make_student(networks.model, file, weights)
-        encoder = EncoderPatcher(encoder_state_dict(file, networks.vae_state), file.metadata.vae_norm_groups)
+    def execute(cls, weights: str, base: str, precision: str = AUTO) -> io.NodeOutput:
+        dtype = parse_precision(precision)
+        path = folder_paths.get_full_path_or_raise(WEIGHTS_FOLDER, weights)
+        file = read_weights(path)
+        networks = load_networks(path, file, _base_path(file, weights, base), dtype)
+        state = encoder_state_dict(file, networks.vae_state)
+        encoder = EncoderPatcher(state, file.metadata.vae_norm_groups, dtype)
         prompt = None if file.prompt is None else default_conditioning(file.prompt)
-        return io.NodeOutput(student, encoder, networks.vae, networks.clip, prompt)
+        return io.NodeOutput(networks.student, encoder, networks.vae, networks.clip, prompt)
 
 
-def _read_weights(path: str) -> TadsrWeights:
-    """Returns the weights in our format, or in the official release's, which is read without executing it."""
-    if not path.endswith(OFFICIAL_EXTENSION):
-        return load(path)
-    logging.info(LICENSE_NOTICE)
-    return convert_official(path)
-
-
-def _load_base(file: TadsrWeights, weights_name: str, base_name: str) -> Base:
-    """Returns the base from the weights file or from a checkpoint, whichever has it. Raises WeightsError."""
+def _base_path(file: TadsrWeights, weights_name: str, base_name: str) -> str | None:
+    """Returns the checkpoint's path, None where the weights hold their base. Raises WeightsError."""
     if file.is_self_contained:
         if base_name != NO_BASE:
             raise WeightsError(f"{weights_name} holds its own base; the base is {base_name}, accepted is {NO_BASE!r}")
-        vae = build_vae(file.base_vae, file.metadata.vae_norm_groups)
-        return Base(build_unet(file.base_unet, vae.downscale_ratio), None, vae, file.base_vae)
+        return None
     if base_name == NO_BASE:
         raise WeightsError(
             f"{weights_name} holds no base model; choose as base a checkpoint in models/checkpoints: {WANTED_BASE}"
         )
-    return _load_checkpoint(folder_paths.get_full_path_or_raise(CHECKPOINTS, base_name))
-
-
-def _load_checkpoint(path: str) -> Base:
-    """Returns the networks of a single-file checkpoint. Raises WeightsError if it lacks one of them."""
-    tensors = comfy.utils.load_torch_file(path)
-    for prefix, what in ((BASE_UNET_PREFIX, "UNet"), (BASE_VAE_PREFIX, "VAE")):
-        if not any(key.startswith(prefix) for key in tensors):
-            raise WeightsError(f"{path} holds no {what} ({prefix}*); accepted is {WANTED_BASE}")
-    vae_state = {
-        key.removeprefix(BASE_VAE_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(BASE_VAE_PREFIX)
-    }
-    del tensors
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-        path, embedding_directory=folder_paths.get_folder_paths("embeddings")
-    )
-    return Base(model, clip, vae, vae_state)
+    return folder_paths.get_full_path_or_raise(CHECKPOINTS, base_name)

@@ -60,29 +60,31 @@ class NoAttention(torch.nn.Module):
         return x
 
 
-def build_unet(state: Mapping[str, Tensor], downscale: int) -> ModelPatcher:
+def build_unet(
+    state: Mapping[str, Tensor], downscale: int, dtype: torch.dtype | None = None, *, disable_dynamic: bool = False
+) -> ModelPatcher:
     """Returns the MODEL of a UNet of the SD 2.x kind. state: keys `diffusion_model.*`.
 
-    downscale: image pixels per latent pixel. Raises WeightsError if tensors are missing or left over.
+    downscale: image pixels per latent pixel. dtype: None for ComfyUI's choice. disable_dynamic: without ComfyUI's
+    dynamic VRAM. Raises WeightsError if tensors are missing or left over.
     """
     unet = {key.removeprefix("diffusion_model."): tensor for key, tensor in state.items()}
     config = StudentUNet(_unet_config(unet))
     load_device = mm.get_torch_device()
     supported = list(config.supported_inference_dtypes)
-    dtype = mm.unet_dtype(
+    chosen = dtype or mm.unet_dtype(
         model_params=comfy.utils.calculate_parameters(unet),
         supported_dtypes=supported,
         weight_dtype=comfy.utils.weight_dtype(unet),
     )
-    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, supported))
+    config.set_inference_dtype(chosen, None if dtype else mm.unet_manual_cast(chosen, load_device, supported))
     config.memory_usage_factor *= config.unet_config["model_channels"] / SD_CHANNELS
     if downscale != SD_DOWNSCALE:
         _describe_own_latents(config, downscale)
     model = config.get_model(unet, "")
     check_keys("UNet", unet, set(model.diffusion_model.state_dict()))
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=load_device, offload_device=mm.unet_offload_device()
-    )
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=mm.unet_offload_device())
     model.load_model_weights(unet, "", assign=patcher.is_dynamic())
     return patcher
 
@@ -105,11 +107,11 @@ def _describe_own_latents(config: StudentUNet, downscale: int) -> None:
     config.latent_format.taesd_decoder_name = None
 
 
-def build_vae(state: Mapping[str, Tensor], norm_groups: int) -> comfy.sd.VAE:
+def build_vae(state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
     """Returns the VAE for tensors `encoder.*`, `decoder.*`, `quant_conv.*`, `post_quant_conv.*` of any width.
 
     Attention in the middle of encoder and decoder may be absent. Raises WeightsError if tensors are missing.
-    norm_groups: groups of every normalisation; ComfyUI builds all VAEs with 32.
+    norm_groups: groups of every normalisation; ComfyUI builds all VAEs with 32. dtype: None for ComfyUI's choice.
     """
     encoder, decoder = _half_config(state, "encoder", "down"), _half_config(state, "decoder", "up")
     if not any(key.startswith(f"decoder.{ATTENTION}") for key in state):
@@ -120,7 +122,7 @@ def build_vae(state: Mapping[str, Tensor], norm_groups: int) -> comfy.sd.VAE:
         "decoder_ddconfig": decoder,
         "embed_dim": state["post_quant_conv.weight"].shape[1],
     }
-    vae = comfy.sd.VAE(sd=dict(state), config={"params": params})
+    vae = comfy.sd.VAE(sd=dict(state), config={"params": params}, dtype=dtype)
     ensure_own_decoder(vae, decoder, state)
     check_keys("VAE", state, set(vae.first_stage_model.state_dict()))
     for module in vae.first_stage_model.modules():

@@ -1,15 +1,15 @@
-"""Turns an SD 2.1 MODEL into the TADSR student: weight patches, residual sampling, default prompt."""
+"""Turns an SD 2.1 MODEL into the TADSR student: merged weights, residual sampling, default prompt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import comfy.lora
 import comfy.model_base
+import comfy.utils
 from torch import Tensor
 
-from ..tadsr.lora import DOWN
+from ..tadsr.lora import adapters, merge
 from ..tadsr.weights import TadsrWeights, WeightsError, check_against_base
 from .sampling import Conditioning, ResidualSampling
 
@@ -28,7 +28,11 @@ class Student:
 
 
 def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -> ModelPatcher:
-    """Returns a patched clone of `base`. Raises WeightsError if the weights were made for another base."""
+    """Returns `base` with TADSR's weights merged into its network. Raises WeightsError if they need another base.
+
+    Merged here, once, rather than patched: ComfyUI keeps a copy of each patched weight, and computes the patches of
+    a network that does not fit on the device again in every call.
+    """
     if base.model.model_type == comfy.model_base.ModelType.V_PREDICTION:
         raise WeightsError(
             f"{weights_name} needs Stable Diffusion 2.1-base (512 pixels, epsilon prediction); the chosen "
@@ -36,17 +40,22 @@ def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -
             "or its equal"
         )
     check_against_base(weights, {key: tensor.shape for key, tensor in base.model_state_dict().items()})
-    student = base.clone()
+    _merge_weights(base, weights)
+    base.add_object_patch("model_sampling", ResidualSampling(base.model.model_config))
+    base.set_attachments(STUDENT_KEY, Student(weights_name, weights.prompt))
+    return base
+
+
+def _merge_weights(base: ModelPatcher, weights: TadsrWeights) -> None:
+    """Replaces the network's tensors one by one, so that no second network is held."""
     # Replaced tensors come first: the LoRA of such a module is added to the new tensor.
-    student.add_patches(
-        {key: (tensor,) for key, tensor in weights.unet_full.items()}, strength_patch=1.0, strength_model=0.0
-    )
-    modules = [key.removesuffix(DOWN) for key in weights.unet_lora if key.endswith(DOWN)]
-    key_map = {module: f"{module}.weight" for module in modules}
-    student.add_patches(comfy.lora.load_lora(weights.unet_lora, key_map))
-    student.add_object_patch("model_sampling", ResidualSampling(base.model.model_config))
-    student.set_attachments(STUDENT_KEY, Student(weights_name, weights.prompt))
-    return student
+    for key, tensor in weights.unet_full.items():
+        comfy.utils.set_attr_param(base.model, key, tensor.to(comfy.utils.get_attr(base.model, key)))
+    for module, adapter in adapters(weights.unet_lora).items():
+        key = f"{module}.weight"
+        weight = comfy.utils.get_attr(base.model, key)
+        down, up = adapter.down.to(weight.device), adapter.up.to(weight.device)
+        comfy.utils.set_attr_param(base.model, key, merge(weight, down, up, adapter.scale))
 
 
 def student_of(model: ModelPatcher) -> Student:

@@ -42,6 +42,10 @@ def test_adapters_on_a_checkpoint_give_the_merged_networks(comfy_inprocess: InPr
     save(models / "tadsr" / ADAPTERS, weights)
     pack = load_pack(comfy_inprocess, ADAPTERS, CHECKPOINT)
     assert pack.clip is None, "this checkpoint has no text encoder"
+    assert not pack.model.patches, "the weights are merged: a patch would be computed again, and keep a copy"
+    make, arguments = pack.model.cached_patcher_init
+    again = make(*arguments, disable_dynamic=True).model.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in pack.model.model.state_dict().items())
 
     image, timestep = picture(16, 24), 300
     latent, enlarged = pack.encode(image, timestep)
