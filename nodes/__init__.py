@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .encode import TADSREncode
+from .estimate import TADSREstimate
 from .finish import TADSRFinish
 from .folders import register_weights_folder
 from .loader import TADSRModelLoader
@@ -19,4 +20,4 @@ class TADSRExtension(ComfyExtension):
         register_weights_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TADSRModelLoader, TADSRUpscale, TADSREncode, TADSROneStep, TADSRFinish]
+        return [TADSRModelLoader, TADSRUpscale, TADSREncode, TADSROneStep, TADSRFinish, TADSREstimate]

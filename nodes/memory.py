@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .encoder_patcher import EncoderPatcher
 
 MEGABYTE = 1e6
+MORE_MEMORY = (
+    "Close other programs that use it, or start ComfyUI with --lowvram or, for the whole run on the processor, "
+    "with --cpu"
+)
 COMFORTABLE_SIDE = 768  # pixels of a square tile: overlaps then cost little, and nothing is moved out for a larger one
 
 
@@ -112,6 +116,5 @@ def not_enough(cost: Cost, side: int) -> MemoryError:
     needed, free = cost.bytes_for(side**2) / MEGABYTE, mm.get_free_memory(device) / MEGABYTE
     return MemoryError(
         f"out of memory: to {cost.phase} even a tile of {pixels}x{pixels} pixels does not fit. It needs about "
-        f"{needed:.0f} MB beside the weights, and {device} has {free:.0f} MB free. Close other programs that use "
-        "it, or start ComfyUI with --lowvram or, for the whole run on the processor, with --cpu"
+        f"{needed:.0f} MB beside the weights, and {device} has {free:.0f} MB free. {MORE_MEMORY}"
     )

@@ -1,0 +1,96 @@
+"""The node Estimate TADSR Upscale."""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+from server import PromptServer
+from torch import Tensor
+
+from ..tadsr.geometry import DEFAULT_SCALE
+from .encoder_patcher import EncoderPatcher
+from .forecast import Forecast
+from .images import check_image
+from .memory import MEGABYTE
+from .phases import result_size
+from .plan import DEFAULT_OVERLAP, plan_upscale
+from .sockets import CATEGORY, Encoder, exact_size_inputs, image_input, scale_input, tile_inputs
+
+if TYPE_CHECKING:
+    import comfy.sd
+    from comfy.model_patcher import ModelPatcher
+
+
+class TADSREstimate(io.ComfyNode):
+    """IMAGE -> what upscaling it will take; no network runs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TADSREstimate",
+            display_name="Estimate TADSR Upscale",
+            category=CATEGORY,
+            description="Says what Upscale with TADSR would take with the same inputs, before it runs: size, tiles, "
+            "memory, time on this machine, and whether it fits. Runs no network.",
+            search_aliases=["tadsr estimate", "tadsr vram", "upscale time", "tile plan"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model"),
+                Encoder.Input("encoder"),
+                io.Vae.Input("vae"),
+                image_input(),
+                scale_input(),
+                *exact_size_inputs(),
+                *tile_inputs(),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="Everything as text; it is shown on the node, too."),
+                io.Int.Output(display_name="width", tooltip="Of the result, in pixels."),
+                io.Int.Output(display_name="height", tooltip="Of the result, in pixels."),
+                io.Int.Output(display_name="tiles", tooltip="Of one picture in all three phases together."),
+                io.Float.Output(
+                    display_name="memory_mb",
+                    tooltip="At the peak on the networks' device: the weights and activations of one network.",
+                ),
+                io.Float.Output(
+                    display_name="seconds", tooltip="For the whole batch; 0 before the first run with this model."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: object) -> int:
+        """Returns what differs every time: free memory and the known times change between runs."""
+        return monotonic_ns()
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        encoder: EncoderPatcher,
+        vae: comfy.sd.VAE,
+        image: Tensor,
+        scale: float = DEFAULT_SCALE,
+        width: int = 0,
+        height: int = 0,
+        tile: int = 0,
+        overlap: int = DEFAULT_OVERLAP,
+    ) -> io.NodeOutput:
+        size = result_size(check_image(image), scale, width, height)
+        plan = plan_upscale(model, encoder, vae, size, tile, overlap)
+        forecast = Forecast(plan, len(image))
+        report = forecast.report()
+        # The page shows a node's `ui.text` only on core's Preview as Text, but this on any node.
+        PromptServer.instance.send_progress_text(report, cls.hidden.unique_id)
+        return io.NodeOutput(
+            report,
+            plan.width,
+            plan.height,
+            forecast.tiles,
+            forecast.peak_bytes / MEGABYTE,
+            forecast.seconds or 0.0,
+            ui=ui.PreviewText(report),
+        )
