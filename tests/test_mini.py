@@ -19,7 +19,7 @@ from training.mini.discriminator import Discriminator, hinge_loss, realism_loss
 from training.mini.networks import MiniStudent
 from training.mini.pretraining import PretrainingConfig, learning_rate, pretrain
 from training.mini.start import follow_timestep
-from training.mini.teacher import DEGRADED, PHOTOGRAPH, TeacherConfig, TeacherStage, write_base
+from training.mini.teacher import DEGRADED, PHOTOGRAPH, TeacherConfig, TeacherStage, write_teacher
 from training.mini.vae import LPIPS_SHIFT, VaeConfig, VaeStage, load_vae, shifted, standardise, write_vae
 from training.prompts import PromptBook
 
@@ -151,7 +151,7 @@ def test_both_stages_resume_to_the_bit_and_make_a_base(
     pretrain(stage, config)
     assert all(torch.equal(p, kept[n]) for n, p in stage.networks.named_parameters() if n in kept), "the VAE is frozen"
     assert not torch.equal(stage.prompts[DEGRADED], prompt), "prompts are learned"
-    base = write_base(stage, tmp_path / "base", steps=4)
+    base = write_teacher(stage, tmp_path / "base", steps=4)
     assert torch.equal(load_base(base).unet.conv_out.weight, stage.networks.unet.conv_out.weight)
     book = PromptBook.build([PHOTOGRAPH, DEGRADED], base, None, tmp_path)
     assert torch.equal(book.batch([DEGRADED])[0], stage.prompts[DEGRADED])

@@ -133,6 +133,8 @@ class TrainConfig:
     """Steps of the whole run (P 4.1)."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the computation; the trained parameters are float32 in any case."""
+    lpips_precision: Literal["auto", "bf16"] = "auto"
+    """Precision of LPIPS; auto: as `mixed_precision`. On CPUs with AMX, bf16 makes it three times faster."""
     gradient_checkpointing: bool = True
     """Whether activations are computed again for the backward pass: slower, far less memory."""
     seed: Annotated[int, Span(0, 2**32 - 1)] = 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -68,8 +70,14 @@ class Run:
             fake_score=accelerator.prepare_model(self.teacher) if distilled else self.teacher,
             teacher=self.teacher,
             perceptual=self.perceptual,
-            autocast=lambda: accelerator.autocast(),
+            perceptual_autocast=lambda: self._perceptual_autocast(accelerator),
         )
+
+    def _perceptual_autocast(self, accelerator: Accelerator) -> AbstractContextManager[Any]:
+        precision = self.config.lpips_precision
+        if precision == "auto":
+            return accelerator.autocast()
+        return torch.autocast(accelerator.device.type, HALF[precision])
 
     def micro_batch(self, batch: Batch, device: torch.device) -> MicroBatch:
         """Returns a batch of the data with its prompts' embeddings, on the device."""

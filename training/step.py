@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -44,7 +45,7 @@ class Networks:
     fake_score: nn.Module  # the Teacher, called with its LoRA on
     teacher: Teacher  # the same one without a wrapper
     perceptual: LPIPS
-    autocast: Callable[[], AbstractContextManager[None]]  # the wrapped networks have it in themselves
+    perceptual_autocast: Callable[[], AbstractContextManager[Any]]  # the others have it in themselves
 
 
 def student_loss(
@@ -69,15 +70,23 @@ def student_loss(
     parts = {"mse": difference.mean()}
     loss = config.mse_weight * parts["mse"]
     if config.lpips_weight:
-        with clock("lpips"), networks.autocast():
-            # Recomputed in the backward pass: VGG's features are the largest tensors of a step.
-            parts["lpips"] = checkpoint(networks.perceptual, image, batch.hq, use_reentrant=False).mean()
+        with clock("lpips"), networks.perceptual_autocast():
+            parts["lpips"] = _perceptual_distance(config, networks.perceptual, image, batch.hq).mean()
         loss = loss + config.lpips_weight * parts["lpips"]
     if config.distillation != "none":
         with clock("distillation"):
             parts["distillation"] = _distillation(config, networks.teacher, batch, x0, timestep)
         loss = loss + config.distillation_weight * parts["distillation"]
     return loss, {name: part.item() for name, part in parts.items()}, x0.detach()
+
+
+def _perceptual_distance(config: TrainConfig, perceptual: LPIPS, image: Tensor, hq: Tensor) -> Tensor:
+    """Returns LPIPS, (B,); VGG's features are the largest tensors of a step, which checkpointing computes again."""
+    if not config.gradient_checkpointing:
+        return perceptual(image, hq)
+    distance = checkpoint(perceptual, image, hq, use_reentrant=False)
+    assert isinstance(distance, Tensor)
+    return distance
 
 
 def _distillation(config: TrainConfig, teacher: Teacher, batch: MicroBatch, x0: Tensor, timestep: Tensor) -> Tensor:

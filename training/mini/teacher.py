@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tadsr.schedule import NUM_TIMESTEPS, add_noise
-from tadsr.weights import save
-from training.mini.export import weights_from_student
+from training.mini.base import write_base
 from training.mini.networks import CONTEXT_TOKENS, CONTEXT_WIDTH
 from training.mini.pretraining import Losses, PretrainingConfig, Stage, pretrain, read_options
 from training.mini.vae import load_vae
-from training.prompts import BOOK_FILE
 
-BASE_FILE = "base.safetensors"
 PHOTOGRAPH, DEGRADED = "photograph", "degraded"  # the prompts; training/presets/mini.yaml names them too
 PROMPT_SPREAD = 0.5  # of a learned prompt's numbers at the start
 
@@ -67,16 +63,12 @@ class TeacherStage(Stage):
         return Losses(error.mean(), None, {PHOTOGRAPH: photographs, DEGRADED: degraded})
 
 
-def write_base(stage: TeacherStage, folder: Path, steps: int) -> Path:
+def write_teacher(stage: TeacherStage, folder: Path, steps: int) -> Path:
     """Writes base.safetensors and prompts.safetensors into `folder`; returns the path of the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    networks = stage.networks
     prompts = {name: prompt.detach().clone() for name, prompt in stage.prompts.items()}
     with torch.no_grad():
-        networks.prompt.copy_(prompts[PHOTOGRAPH])
-    save(folder / BASE_FILE, weights_from_student(networks, source_sha256="", steps=steps, dtype=torch.float32))
-    save_file(prompts, folder / BOOK_FILE)
-    return folder / BASE_FILE
+        stage.networks.prompt.copy_(prompts[PHOTOGRAPH])
+    return write_base(folder, stage.networks, prompts, steps)
 
 
 def main() -> None:
@@ -85,7 +77,7 @@ def main() -> None:
     stage = TeacherStage(config)
     average = pretrain(stage, config)
     stage.load_state_dict({**stage.cpu().state_dict(), **average})
-    print(write_base(stage, config.output, config.steps))
+    print(write_teacher(stage, config.output, config.steps))
 
 
 if __name__ == "__main__":
