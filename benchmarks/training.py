@@ -1,7 +1,7 @@
 """Measures training: `python -m benchmarks.training --data DIR [--preset smoke] [--base PATH] [key=value ...]`.
 
 Prints steps per second, peak memory, and the share of time of each part of a step: on the GPU if there is one, else on
-the CPU. Without --base, the untrained small model of `training.mini_base` is used.
+the CPU. Without --base, the untrained small model of `training.mini.base` is used.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ RIDGE = 1e-4  # keeps the fitted time layer's weights small
 SMOOTHING = torch.tensor([0.25, 0.5, 0.25])  # after repetition of pixels: linear interpolation
 IDENTITY = torch.tensor([0.0, 1.0, 0.0])
 SHARPENING = torch.tensor([-0.1, 1.2, -0.1])  # of the colours into the latent, and once more out of it
-"""With these the start is bicubic enlargement to 47 dB (measured; tests/test_mini_start.py)."""
+"""With these the start is bicubic enlargement to 47 dB (measured; tests/test_mini.py)."""
 
 
 @torch.no_grad()
