@@ -27,7 +27,7 @@ class SmallestTileError(RuntimeError):
 
 
 class UnusableTileError(RuntimeError):
-    """A network gave NaN, infinity or one flat colour for a tile, in full precision too."""
+    """A network gave NaN or infinity for a tile, and in full precision too."""
 
 
 def _nothing(*_: object) -> None:
@@ -96,19 +96,16 @@ class TiledRun:
             return None  # the next try comes after this block, whose exception holds the tensors of the failed one
 
     def _usable(self, result: Tensor, part: Tensor) -> Tensor:
-        """Returns the result, made again in full precision where it cannot be right."""
-        if _is_usable(result, part):
-            return result
-        if self.redo is not None:
+        """Returns the result, made again in full precision where it may be wrong."""
+        if self.redo is not None and (not _is_finite(result) or _is_flat(result) and not _is_flat(part)):
             self.redone += 1
             result = self.redo(part)
-            if _is_usable(result, part):
-                return result
-        raise UnusableTileError(
-            f"a tile of {part.shape[-1]}x{part.shape[-2]} pixels came out "
-            f"{'flat' if result.isfinite().all() else 'with NaN or infinite values'}"
-            f"{' in full precision too' if self.redo else ''}: the weights are damaged or do not belong together"
-        )
+        if not _is_finite(result):
+            raise UnusableTileError(
+                f"a tile of {part.shape[-1]}x{part.shape[-2]} pixels came out with NaN or infinite values"
+                f"{' in full precision too' if self.redo else ''}: the weights are damaged or do not belong together"
+            )
+        return result  # that it is flat may be right: a white sky, for example
 
     def _shrink(self, plan: TilePlan, batch: int) -> None:
         """Halves the batch, or the tile where there was only one, or raises SmallestTileError."""
@@ -129,10 +126,13 @@ def _plan_within(plan: TilePlan, largest: int) -> TilePlan:
     return plan_tiles(plan.tile_height, plan.tile_width, tile=largest, overlap=plan.overlap, multiple=plan.multiple)
 
 
-def _is_usable(result: Tensor, part: Tensor) -> bool:
-    """Returns whether the result is finite, and varies if the part of the source does."""
-    low, high = (float(bound) for bound in result.aminmax())  # NaN where any value is
-    return bool(torch.tensor([low, high]).isfinite().all()) and (low < high or bool(part.amin() == part.amax()))
+def _is_finite(result: Tensor) -> bool:
+    return bool(torch.stack(result.aminmax()).isfinite().all())  # both are NaN where any value is
+
+
+def _is_flat(image: Tensor) -> bool:
+    low, high = image.aminmax()
+    return bool(low == high)
 
 
 def blend_weights(length: int, starts: Sequence[int], tile: int, factor: int = 1) -> dict[int, Tensor]:

@@ -194,13 +194,26 @@ def test_unusable_tile_is_made_again(wrong: float) -> None:
     assert run.redone == 1
 
 
-@pytest.mark.parametrize(("wrong", "words"), [(float("nan"), "NaN"), (0.25, "flat")])
-def test_tile_that_stays_unusable_is_an_error(wrong: float, words: str) -> None:
+@pytest.mark.parametrize("redo", [False, True])
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
+def test_tile_that_stays_unusable_is_an_error(wrong: float, redo: bool) -> None:
     def always(x: Tensor) -> Tensor:
         return torch.full_like(enlarge_twice(x), wrong)
 
-    with pytest.raises(UnusableTileError, match=f"{words}.* in full precision too"):
-        run_with(always, redo=always)(picture(40, 40), plan_tiles(40, 40, tile=16, overlap=4))
+    words = "NaN or infinite values in full precision too" if redo else "NaN or infinite values: "
+    with pytest.raises(UnusableTileError, match=words):
+        run_with(always, redo=always if redo else None)(picture(40, 40), plan_tiles(40, 40, tile=16, overlap=4))
+
+
+def test_tile_that_stays_flat_is_kept() -> None:
+    """A sky may be clamped to white in full precision too."""
+
+    def white(x: Tensor) -> Tensor:
+        return torch.ones_like(enlarge_twice(x))
+
+    run = run_with(white, redo=white)
+    assert torch.allclose(run(picture(40, 40), plan_tiles(40, 40, tile=40, overlap=4)), torch.ones(1))
+    assert run.redone == 1
 
 
 def test_flat_source_may_give_a_flat_result() -> None:
