@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import comfy.sd
@@ -130,7 +130,8 @@ def decodes_as_sd(vae: comfy.sd.VAE) -> bool:
 @contextmanager
 def _casting(network: nn.Module) -> Iterator[None]:
     """Makes ComfyUI's operations cast their weights to the dtype of what they are given, while the block runs."""
-    plain = [module for module in network.modules() if getattr(module, "comfy_cast_weights", None) is False]
+    # Any: the attribute is ComfyUI's, and not in the types of torch's modules.
+    plain: list[Any] = [m for m in network.modules() if getattr(m, "comfy_cast_weights", None) is False]
     for module in plain:
         module.comfy_cast_weights = True
     try:

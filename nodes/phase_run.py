@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
 import torch
@@ -86,14 +87,14 @@ class PhaseRun:
         self._batch, self._largest = run.batch, run.largest
         if run.redone:
             logging.warning(f"TADSR: {run.redone} tiles came out unusable and were made again in float32")
-        sample = None if one.sample is None else network.finish(one.sample)
-        return Passage(result, one.crops, sample)
+        # Without a sample, as after a phase that ran whole, the next one cuts its crops from the whole.
+        return Passage(result, one.crops, None if one.sample is None else network.finish(one.sample))
 
     def _on_shrink(self, run: TiledRun, one: _OnePicture) -> None:
         mm.soft_empty_cache()
         cost = self.plan.cost
         if run.largest is None:
-            logging.warning(f"TADSR: out of memory; {cost.phase} goes on with {run.batch} tiles at a time")
+            logging.warning(f"TADSR: out of memory; {cost.phase} goes on with fewer tiles at a time ({run.batch})")
             return
         side = run.largest * cost.downscale
         logging.warning(f"TADSR: out of memory; {cost.phase} goes on in tiles of at most {side}x{side} pixels")
@@ -106,7 +107,8 @@ class _OnePicture:
 
     def __init__(self, plan: PhasePlan, network: PhaseNetwork, picture: Passage) -> None:
         self.plan, self.network, self.picture = plan, network, picture
-        self.crops, self.sample = picture.crops, picture.sample
+        self.crops = picture.crops
+        self.sample: Tensor | None = None
         self.norms: SharedNorms | None = None
 
     def run(self, tiles: Tensor) -> Tensor:
@@ -121,29 +123,41 @@ class _OnePicture:
     def share_norms(self, area: int) -> None:
         """Gathers statistics from a sample of up to `area` latent pixels, of fewer where memory is short."""
         while True:
-            crops, sample = self._sample(area)
+            crops, sample = self._sample(max(area, SMALLEST_TILE**2))
             try:
                 self._gather(sample)
                 self.crops = crops
                 return
             except OutOfMemory:
-                if len(crops) == 1 and crops[0].height * crops[0].width <= sample_side(self.plan.cost) ** 2:
+                if area <= SMALLEST_TILE**2:
                     raise
             mm.soft_empty_cache()
             area //= 2
 
     def _sample(self, area: int) -> tuple[tuple[Region, ...], Tensor]:
-        """Returns crops of up to `area` latent pixels together, at least one, and what the network makes of them."""
+        """Returns crops of up to `area` latent pixels together, and what the network makes of them."""
         crops, sample = self.picture.crops, self.picture.sample
-        allowed = max(1, area // (crops[0].height * crops[0].width))
-        step = -(-len(crops) // allowed)
-        if sample is not None:
+        if sample is None:
+            crops = self._fewer(self.plan.tiles.whole, crops, area)
+            return crops, self._cut(self.picture.whole, crops)
+        allowed = area // (crops[0].height * crops[0].width)
+        if allowed:
+            step = -(-len(crops) // allowed)
             return crops[::step], sample[::step]
-        if allowed < len(crops):
-            tiles = self.plan.tiles
-            crops = sample_crops(tiles.height, tiles.width, area=area, side=sample_side(self.plan.cost))
-        cut = [crop.scaled(self.network.source_factor).of(self.picture.whole) for crop in crops]
-        return crops, torch.cat(cut)
+        # A single crop is too large: smaller ones from inside the first.
+        inside = self._fewer(Region(0, 0, crops[0].height, crops[0].width), (), area)
+        placed = (replace(crop, top=crop.top + crops[0].top, left=crop.left + crops[0].left) for crop in inside)
+        return tuple(placed), self._cut(sample[:1], inside)
+
+    def _fewer(self, whole: Region, crops: tuple[Region, ...], area: int) -> tuple[Region, ...]:
+        """Returns the crops where they hold at most `area` pixels together, else such as do."""
+        if crops and sum(crop.height * crop.width for crop in crops) <= area:
+            return crops
+        side = min(sample_side(self.plan.cost), math.isqrt(area))
+        return sample_crops(whole.height, whole.width, area=area, side=side)
+
+    def _cut(self, source: Tensor, crops: tuple[Region, ...]) -> Tensor:
+        return torch.cat([crop.scaled(self.network.source_factor).of(source) for crop in crops])
 
     def _gather(self, sample: Tensor) -> None:
         network = self.network

@@ -147,7 +147,8 @@ def sample_of(plans: Sequence[PhasePlan]) -> tuple[Region, ...]:
     """Returns crops that stand for the picture in phases that follow each other; they fit in each one's memory."""
     first = plans[0]
     area = min(plan.area for plan in plans)
-    return sample_crops(first.tiles.height, first.tiles.width, area=area, side=sample_side(first.cost))
+    side = min(sample_side(first.cost), math.isqrt(area))
+    return sample_crops(first.tiles.height, first.tiles.width, area=area, side=side)
 
 
 def regions_needed(phases: Sequence[PhasePlan], wanted: Region, downscale: int) -> list[Region | None]:

@@ -1,0 +1,108 @@
+"""Which tiles are chosen for a size and the memory that is free, with the bundled model's real costs."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+from node_pack import Pack, load_pack
+
+from comfy_in_process import InProcessComfy
+
+MEGABYTE = 1e6
+
+
+@pytest.fixture(scope="module")
+def pack(comfy_inprocess: InProcessComfy) -> Pack:
+    return load_pack(comfy_inprocess, "tadsr-mini.safetensors")
+
+
+@pytest.fixture
+def plan(comfy_inprocess: InProcessComfy) -> ModuleType:
+    return comfy_inprocess.module("nodes.plan")
+
+
+def planned(pack: Pack, size: tuple[int, int], **options: int) -> Any:
+    return pack.comfy.module("nodes.plan").plan_upscale(pack.model, pack.encoder, pack.vae, size, **options)
+
+
+def give_memory(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    """Makes ComfyUI see so many free bytes beside what it reserves."""
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm, "get_free_memory", lambda *_, **__: free + mm.extra_reserved_memory())
+
+
+def test_whole_where_it_fits_and_tiles_that_fit_where_not(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_memory(monkeypatch, 1e12)
+    assert all(phase.tiles.is_whole for phase in planned(pack, (1024, 1024)).phases)
+    for free in (2000 * MEGABYTE, 500 * MEGABYTE, 100 * MEGABYTE):
+        give_memory(monkeypatch, free)
+        phases = planned(pack, (1024, 1024)).phases
+        assert all(phase.bytes <= free for phase in phases), f"{free / MEGABYTE:.0f} MB free"
+    assert not phases[2].tiles.is_whole
+
+
+def test_less_memory_never_gives_larger_tiles(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = []
+    for free in (1e10, 1e9, 3e8, 1e8, 0.0):
+        give_memory(monkeypatch, free)
+        sides.append(planned(pack, (1536, 1024)).phases[2].tiles.tile_height)
+    assert sides == sorted(sides, reverse=True) and sides[-1] < sides[0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (340, 6800), (9792, 13056), (16384, 16384)])
+def test_every_size_is_covered_within_memory(
+    pack: Pack, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """9792x13056: 8 megapixels, four times enlarged."""
+    give_memory(monkeypatch, 4e9)
+    upscale = planned(pack, size)
+    for phase in upscale.phases:
+        tiles = phase.tiles
+        last = tiles.tiles[-1]
+        assert (last.bottom, last.right) == (tiles.height, tiles.width)
+        assert tiles.height * phase.cost.downscale >= size[0] and tiles.width * phase.cost.downscale >= size[1]
+        assert phase.bytes <= 4e9
+        assert phase.work < 1.6 * tiles.height * tiles.width, "too much of the time goes into overlaps"
+    sample = sum(crop.height * crop.width for crop in upscale.crops)
+    assert sample <= min(phase.area for phase in upscale.phases), "the sample does not fit where the tiles do"
+
+
+@pytest.mark.parametrize(("tile", "side"), [(512, 512), (100, 104), (509, 512), (5, 64), (65, 72)])
+def test_a_tile_asked_for_is_rounded_up(pack: Pack, plan: ModuleType, tile: int, side: int) -> None:
+    cost = pack.comfy.module("nodes.memory").encoder_cost(pack.encoder)
+    rounded, plain = (plan.plan_phase(cost, 512, 512, tile=asked, overlap=4) for asked in (tile, side))
+    assert rounded == plain
+    assert rounded.tiles.tile_height * cost.downscale <= side
+
+
+def test_a_tile_larger_than_the_picture_is_the_whole_picture(pack: Pack) -> None:
+    assert all(phase.tiles.is_whole for phase in planned(pack, (300, 200), tile=4096).phases)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(512, 512), (512, 4000), (5, 8), (-8, 64), (0, -1)])
+def test_tiles_that_cannot_be_are_refused(pack: Pack, tile: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match=f"{overlap}.*accepted are"):
+        planned(pack, (1024, 1024), tile=tile, overlap=overlap)
+
+
+def test_an_automatic_tile_is_at_least_twice_its_overlap(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_memory(monkeypatch, 1e8)
+    for phase in planned(pack, (4096, 4096), overlap=3000).phases:
+        assert 0 < phase.tiles.overlap <= phase.tiles.tile_height // 2
+
+
+def test_others_stay_loaded_while_a_comfortable_tile_fits_beside_them(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = pack.comfy.module("nodes.memory")
+    cost = memory.decoder_cost(pack.vae)
+    comfortable = cost.bytes_for((memory.COMFORTABLE_SIDE // cost.downscale) ** 2)
+    monkeypatch.setattr(memory, "_held_by_others", lambda _: int(1e10))
+    give_memory(monkeypatch, 1.5 * comfortable)
+    beside = memory.pixels_that_fit(cost)
+    assert cost.bytes_for(beside) <= 1.5 * comfortable
+    give_memory(monkeypatch, 0.5 * comfortable)
+    assert cost.bytes_for(memory.pixels_that_fit(cost)) > 1e10

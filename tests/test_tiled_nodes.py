@@ -1,0 +1,286 @@
+"""The nodes in tiles, in a real ComfyUI: equal to the whole, short memory, broken tiles, crop preview, interrupts."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from node_pack import NO_BASE, Pack, load_pack, models_folder, picture
+from random_weights import self_contained
+from torch import Tensor, nn
+
+from comfy_in_process import InProcessComfy
+from tadsr.tiling import UnusableTileError
+from tadsr.weights import save
+
+RANDOM, BUNDLED = "random-tiled.safetensors", "tadsr-mini.safetensors"
+TILES = {"tile": 96, "overlap": 32}  # pixels of the result; the pictures below are larger
+LEVEL = 1 / 255
+
+
+@pytest.fixture(autouse=True)
+def inference_mode() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pack(comfy_inprocess: InProcessComfy) -> Pack:
+    save(models_folder(comfy_inprocess) / "tadsr" / RANDOM, self_contained())
+    return load_pack(comfy_inprocess, RANDOM)
+
+
+@pytest.fixture(scope="module")
+def mini(comfy_inprocess: InProcessComfy) -> Pack:
+    return load_pack(comfy_inprocess, BUNDLED)
+
+
+def networks_of(pack: Pack) -> dict[str, nn.Module]:
+    """Returns the modules that tiles go through, by phase."""
+    return {
+        "encode": pack.encoder.model,
+        "predict": pack.model.model.diffusion_model,
+        "decode": pack.vae.first_stage_model.decoder,
+    }
+
+
+@contextmanager
+def before_each_call(module: nn.Module, action: Callable[[Tensor], None]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(lambda _, inputs: action(inputs[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def sizes_seen(module: nn.Module, run: Callable[[], object]) -> list[tuple[int, ...]]:
+    """Returns the shapes that a network is given during a run."""
+    seen: list[tuple[int, ...]] = []
+    with before_each_call(module, lambda x: seen.append(tuple(x.shape))):
+        run()
+    return seen
+
+
+def mean_levels(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().mean() / LEVEL)
+
+
+def test_a_picture_that_fits_runs_each_network_once(pack: Pack) -> None:
+    image = picture(24, 40)
+    for module in networks_of(pack).values():
+        assert len(sizes_seen(module, lambda: pack.upscale(image))) == 1, "no statistics pass where nothing is cut"
+    assert torch.equal(pack.upscale(image), pack.upscale(image, tile=160)), "a tile as large as the picture is no tile"
+
+
+@pytest.mark.parametrize("color_match", ["adain", "wavelet", "none"])
+def test_tiles_look_as_the_whole(mini: Pack, color_match: str) -> None:
+    image = picture(40, 56)
+    whole = mini.upscale(image, color_match=color_match)
+    tiled = mini.upscale(image, color_match=color_match, **TILES)
+    assert mean_levels(tiled, whole) < 1.0
+    assert (tiled - whole).abs().max() < 0.1
+
+
+def test_each_node_alone_in_tiles_is_as_whole(mini: Pack) -> None:
+    image = picture(40, 56)
+    (whole, _), (tiled, _) = mini.encode(image), mini.encode(image, **TILES)
+    assert (tiled["samples"] - whole["samples"]).abs().mean() < 0.02 * whole["samples"].std()
+    predicted, predicted_tiled = mini.one_step(whole)["samples"], mini.one_step(whole, **TILES)["samples"]
+    assert (predicted_tiled - predicted).abs().mean() < 0.02 * predicted.std()
+    assert not torch.equal(predicted_tiled, predicted), "the latent was not cut"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (17, 51), (8, 160)])
+def test_any_shape_runs_in_tiles(pack: Pack, size: tuple[int, int]) -> None:
+    result = pack.upscale(picture(*size), tile=64, overlap=24)
+    assert result.shape == (1, 4 * size[0], 4 * size[1], 3)
+    assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
+
+
+def test_a_batch_of_mixed_alpha_equals_its_pictures_one_by_one(pack: Pack) -> None:
+    batch = picture(24, 40, channels=4, batch=3)
+    batch[1, ..., 3], batch[2, ..., 3] = 0.0, 1.0
+    together = pack.upscale(batch, **TILES)
+    assert torch.equal(together[1, ..., 3], torch.zeros_like(together[1, ..., 3]))
+    apart = torch.cat([pack.upscale(one.unsqueeze(0), **TILES) for one in batch])
+    assert (together - apart).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("color_match", ["adain", "wavelet", "none"])
+@pytest.mark.parametrize("side", [1, 40, 1000])
+def test_the_crop_preview_is_the_centre_of_the_result(mini: Pack, color_match: str, side: int) -> None:
+    image = picture(40, 63, channels=4)
+    result = mini.upscale(image, color_match=color_match, **TILES)
+    preview = mini.upscale(image, color_match=color_match, preview_size=side, **TILES)
+    height, width = min(side, 160), min(side, 252)
+    top, left = (160 - height) // 2, (252 - width) // 2
+    assert preview.shape == (1, height, width, 4)
+    error = (preview - result[:, top : top + height, left : left + width]).abs().max() / LEVEL
+    assert error < 1.0, f"the preview is {error:.2f} of 255 away from what the result will be"
+
+
+def test_the_crop_preview_runs_only_the_tiles_that_it_needs(pack: Pack) -> None:
+    image = picture(32, 160)
+    for phase, module in networks_of(pack).items():
+        full = sizes_seen(module, lambda: pack.upscale(image, **TILES))
+        part = sizes_seen(module, lambda: pack.upscale(image, preview_size=32, **TILES))
+        assert sum(shape[0] for shape in part) < sum(shape[0] for shape in full), phase
+
+
+def test_the_crop_preview_of_a_whole_picture_is_cut_from_it(pack: Pack) -> None:
+    image = picture(24, 40)
+    assert torch.equal(pack.upscale(image, preview_size=50), pack.upscale(image)[:, 23:73, 55:105])
+
+
+@contextmanager
+def short_memory(module: nn.Module, limit: int) -> Iterator[list[tuple[int, ...]]]:
+    """Makes a network run out of memory above so many pixels of its input; gives the shapes that did fit."""
+    import comfy.model_management as mm
+
+    fitted: list[tuple[int, ...]] = []
+
+    def check(x: Tensor) -> None:
+        if x.shape[0] * x.shape[2] * x.shape[3] > limit:
+            raise mm.OOM_EXCEPTION("a test's limit")
+        fitted.append(tuple(x.shape))
+
+    with before_each_call(module, check):
+        yield fitted
+
+
+@pytest.mark.parametrize("phase", ["encode", "predict", "decode"])
+def test_short_memory_gives_smaller_tiles_and_nearly_the_same_picture(
+    mini: Pack, phase: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = picture(40, 56)
+    whole = mini.upscale(image)
+    limit = 25 * 25 * (16 if phase == "encode" else 1)  # of 40 x 56 latent pixels, or of the pixels that they stand for
+    with caplog.at_level(logging.WARNING), short_memory(networks_of(mini)[phase], limit) as fitted:
+        result = mini.upscale(image, overlap=16)
+    assert mean_levels(result, whole) < 2.0
+    assert len(fitted) > 4
+    assert f"out of memory; {phase} goes on in tiles of at most" in caplog.text
+
+
+def test_later_pictures_start_with_the_tiles_that_fitted(pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
+    batch = picture(32, 32, batch=3)
+    with caplog.at_level(logging.WARNING), short_memory(networks_of(pack)["decode"], 20 * 20):
+        pack.upscale(batch, overlap=16)
+    assert caplog.text.count("out of memory") == 1, "each picture ran into the limit again"
+
+
+def test_memory_for_no_tile_at_all_is_a_clear_error(pack: Pack) -> None:
+    with short_memory(networks_of(pack)["decode"], 10), pytest.raises(MemoryError) as caught:
+        pack.upscale(picture(32, 32))
+    message = str(caught.value)
+    assert all(word in message for word in ("to decode", "64x64 pixels", "needs about", "MB free")), message
+    assert pack.upscale(picture(8, 8)).shape == (1, 32, 32, 3), "the next run must work"
+
+
+def test_tiles_at_a_time_fall_before_their_size_does(mini: Pack, caplog: pytest.LogCaptureFixture) -> None:
+    image = picture(32, 64)
+    tiled = mini.upscale(image, tile=64, overlap=16)
+    with caplog.at_level(logging.WARNING), short_memory(networks_of(mini)["decode"], 2 * 16 * 16):
+        result = mini.upscale(image, tile=64, overlap=16)
+    assert "goes on with fewer tiles at a time" in caplog.text and "in tiles of" not in caplog.text
+    assert mean_levels(result, tiled) < 2.0
+
+
+@pytest.fixture(scope="module")
+def half(comfy_inprocess: InProcessComfy, pack: Pack) -> Pack:
+    """The random networks in bfloat16."""
+    loaded = comfy_inprocess.node("TADSRModelLoader").execute(RANDOM, NO_BASE, "bf16")
+    return Pack(comfy_inprocess, *loaded.result)
+
+
+@pytest.mark.parametrize("phase", ["encode", "predict", "decode"])
+def test_a_broken_tile_is_made_again_in_float32(half: Pack, phase: str, caplog: pytest.LogCaptureFixture) -> None:
+    module = networks_of(half)[phase]
+    image = picture(24, 40)
+    good = half.upscale(image, **TILES)
+    calls: list[torch.dtype] = []
+
+    def break_second(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        calls.append(inputs[0].dtype)
+        return output * float("nan") if len(calls) == 2 else output  # the first gathers statistics
+
+    handle = module.register_forward_hook(break_second)
+    try:
+        with caplog.at_level(logging.WARNING):
+            result = half.upscale(image, **TILES)
+    finally:
+        handle.remove()
+    assert calls[1] == torch.bfloat16 and torch.float32 in calls[2:]
+    assert "made again in float32" in caplog.text
+    assert result.isfinite().all() and mean_levels(result, good) < 2.0
+
+
+def test_a_tile_that_float32_does_not_save_is_an_error(pack: Pack) -> None:
+    def break_all(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output * float("nan")
+
+    handle = networks_of(pack)["decode"].register_forward_hook(break_all)
+    try:
+        with pytest.raises(Exception, match="NaN or infinite") as caught:
+            pack.upscale(picture(8, 8))
+    finally:
+        handle.remove()
+    assert type(caught.value).__name__ == UnusableTileError.__name__
+
+
+def test_an_interrupt_ends_the_run_within_one_tile(pack: Pack) -> None:
+    import comfy.model_management as mm
+
+    seen: list[Tensor] = []
+
+    def interrupt(x: Tensor) -> None:
+        seen.append(x)
+        if len(seen) == 2:
+            mm.interrupt_current_processing(True)
+
+    try:
+        with before_each_call(networks_of(pack)["encode"], interrupt), pytest.raises(mm.InterruptProcessingException):
+            pack.upscale(picture(48, 64), tile=64, overlap=16)
+    finally:
+        mm.interrupt_current_processing(False)
+    assert len(seen) == 2, f"{len(seen) - 2} more tiles were run"
+
+
+def test_progress_rises_to_its_end_and_shows_the_picture(pack: Pack) -> None:
+    import comfy.utils
+
+    events: list[tuple[int, int, Any]] = []
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, total, preview=None, **_: events.append((value, total, preview))
+    )
+    try:
+        pack.upscale(picture(32, 64, batch=2), **TILES)
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    values = [value for value, _, _ in events]
+    assert values == sorted(values) and values[-1] == events[-1][1]
+    previews = [preview for _, _, preview in events if preview]
+    assert previews, "no preview was shown"
+    kind, image, _ = previews[0]
+    assert kind == "JPEG" and image.size == (256, 128)
+
+
+def test_fifty_runs_leave_nothing_behind(pack: Pack) -> None:
+    image = picture(16, 24)
+
+    def tensors_alive() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+    for _ in range(3):
+        pack.upscale(image, tile=64, overlap=16)
+    before = tensors_alive()
+    for run in range(50):
+        pack.upscale(image, tile=64 if run % 2 else 0, overlap=16)
+    assert tensors_alive() <= before, "tensors of finished runs are still referenced"
