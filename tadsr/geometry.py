@@ -14,6 +14,7 @@ from torch.nn import functional as F
 MIN_SCALE, MAX_SCALE = 1.0, 8.0  # the enlargements offered; the method was trained for 4 (paper, section 4.1)
 DEFAULT_SCALE = 4.0  # paper, section 4.1
 MAX_SIDE = 16384  # ComfyUI's MAX_RESOLUTION
+MIN_SAMPLE_SIDE = 8  # latent pixels: the SD 2.1 UNet halves them three times
 MIN_NETWORK_SIDE = 64  # 8x VAE, then three halvings in the SD 2.1 UNet: one pixel is left at the bottom
 
 
@@ -250,6 +251,16 @@ def _spread(length: int, side: int, count: int) -> list[int]:
     """Returns the first pixels of `count` crops, each in the middle of its share of the length, inside the picture."""
     centres = ((2 * i + 1) * length / (2 * count) for i in range(count))
     return [min(max(0, round(centre - side / 2)), length - side) for centre in centres]
+
+
+def sample_size(height: int, width: int, *, area: int) -> tuple[int, int]:
+    """Returns the (height, width) of a copy with the picture's proportions and about `area` pixels, at most its own.
+
+    No side falls below `MIN_SAMPLE_SIDE`, unless the picture's does. Unit: latent pixels. The size depends on the
+    picture's alone.
+    """
+    scale = min(1.0, (area / (height * width)) ** 0.5)
+    return tuple(max(round(side * scale), min(side, MIN_SAMPLE_SIDE)) for side in (height, width))
 
 
 def _ceil_div(number: int, divisor: int) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tadsr.geometry import (
     MIN_NETWORK_SIDE,
+    MIN_SAMPLE_SIDE,
     Padding,
     Region,
     crop_padding,
@@ -20,6 +21,7 @@ from tadsr.geometry import (
     reflected_indices,
     resize_bicubic,
     sample_crops,
+    sample_size,
     target_size,
 )
 
@@ -186,3 +188,19 @@ def test_sample_is_the_whole_of_a_small_picture_and_spread_over_a_large_one() ->
     assert sample_crops(64, 64, area=1024, side=16) == tuple(
         Region(top, left, 16, 16) for top in (8, 40) for left in (8, 40)
     )
+
+
+@pytest.mark.parametrize("size", [(100, 100), (40, 400), (8, 999), (400, 30), (512, 2048)])
+@pytest.mark.parametrize("area", [1024, 4096, 10**6])
+def test_sample_has_the_proportions_of_the_picture_and_about_the_area(size: tuple[int, int], area: int) -> None:
+    height, width = sample_size(*size, area=area)
+    assert height <= size[0] and width <= size[1]
+    assert height >= min(size[0], MIN_SAMPLE_SIDE) and width >= min(size[1], MIN_SAMPLE_SIDE)
+    if height > MIN_SAMPLE_SIDE:
+        assert height * width == pytest.approx(min(area, size[0] * size[1]), rel=0.05)
+        assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
+
+
+def test_sample_of_a_small_picture_is_the_picture() -> None:
+    assert sample_size(30, 40, area=1200) == (30, 40)
+    assert sample_size(1, 3, area=1) == (1, 3)
