@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode, sample, timestep_features
+from tadsr.encoder import EncoderConfig, TimeAwareBlock, TimeAwareEncoder, mode, sample, timestep_features
 
 TINY = EncoderConfig(channels=(32, 32, 64), layers_per_level=1, mid_attention=False, norm_groups=4)
 SD_SHAPED = EncoderConfig(channels=(32, 64, 64, 64))
@@ -63,3 +65,22 @@ def test_memory_estimate_grows_with_the_pixels() -> None:
     encoder = tiny_encoder()
     small, large = encoder.memory_used((1, 3, 64, 64), 4), encoder.memory_used((2, 3, 128, 64), 4)
     assert large == 4 * small > 0
+
+
+def test_blocks_computed_in_place_have_the_formula_s_result_and_gradient() -> None:
+    torch.manual_seed(1)
+    block = TimeAwareBlock(32, 64, 4, nn).double()
+    x = torch.randn(2, 32, 6, 5, dtype=torch.float64, requires_grad=True)
+    embedding = torch.randn(2, 256, dtype=torch.float64, requires_grad=True)
+    before = x.detach().clone()
+
+    scale, shift = block.time_emb_proj(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+    h = block.norm2(block.conv1(F.silu(block.norm1(x)))) * (1 + scale) + shift
+    assert block.nin_shortcut is not None
+    expected = block.conv2(F.silu(h)) + block.nin_shortcut(x)
+
+    result = block(x, embedding)
+    inputs = [x, embedding, *block.parameters()]
+    assert torch.allclose(result, expected) and torch.equal(x, before)
+    pairs = zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (result, expected)), strict=True)
+    assert all(torch.allclose(ours, formula) for ours, formula in pairs)
