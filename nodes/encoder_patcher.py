@@ -36,7 +36,7 @@ class EncoderPatcher:
         self.model.requires_grad_(False)
         # Faster on a CPU, measured: docs/performance.md.
         self._layout = torch.channels_last if mm.is_device_cpu(self.device) else torch.contiguous_format
-        self.model.to(memory_format=self._layout)
+        self.model.to(memory_format=self._layout)  # type: ignore[call-overload] # torch's stub lacks it
         mm.archive_model_dtypes(self.model)
         # Looked up at call time: ComfyUI replaces CoreModelPatcher when it starts with dynamic VRAM.
         self.patcher = comfy.model_patcher.CoreModelPatcher(
