@@ -3,6 +3,8 @@
 Needs nothing but Python: like quickstart.py, it sets up ComfyUI in a per-user cache directory. Prints a Markdown
 table: seconds for one picture with everything loaded, ComfyUI's memory above its idle memory, and what the
 pack adds to ComfyUI's start. Each picture is new to ComfyUI, so nothing comes from its cache.
+
+With --suite it measures instead every target of tiling, speed and memory (`benchmarks.suite`; --suite --help).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from host.interpreter import chosen_comfyui, prepare_comfyui, run_again  # noqa:
 SIDES = (64, 128, 256)  # pixels of the square input; the result has four times as many
 IMPORT_TIME = re.compile(r"([\d.]+) seconds:.*[/\\]custom_nodes[/\\]tadsr\s*$", re.MULTILINE)
 MEGABYTE = 1e6
+SUITE = "--suite"
 
 
 def resident_memory(pid: int, field: str) -> float | None:
@@ -75,6 +78,10 @@ def measure(comfyui: Path, repeats: int, timestep: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
+    if SUITE in arguments:
+        from benchmarks import suite
+
+        return suite.main([argument for argument in arguments if argument != SUITE])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="use this ComfyUI instead of fetching one")
     parser.add_argument("--repeats", type=int, default=5)

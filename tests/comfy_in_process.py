@@ -84,8 +84,8 @@ class InProcessComfy:
         return executor.history_result["outputs"]
 
 
-def load(comfyui: Path, base: Path) -> InProcessComfy:
-    """Imports ComfyUI from `comfyui` on the CPU, with `base` for its folders, and loads this pack.
+def load(comfyui: Path, base: Path, *, cpu: bool = True) -> InProcessComfy:
+    """Imports ComfyUI from `comfyui`, with `base` for its folders, and loads this pack; on the CPU, or on a GPU.
 
     Works once a process. The pack gets the mangled module name that ComfyUI gives every custom node.
     """
@@ -93,7 +93,7 @@ def load(comfyui: Path, base: Path) -> InProcessComfy:
         (base / folder).mkdir(parents=True, exist_ok=True)
     # First on the path: ComfyUI's top-level module `nodes` must win over this repository's folder.
     sys.path.insert(0, str(comfyui))
-    _set_arguments(base)
+    _set_arguments(base, cpu)
     # As main.py does: up to 0.20, `nodes` puts comfy/ first on the path, with another module of that name.
     importlib.import_module("utils.extra_config")
     import nodes
@@ -110,12 +110,12 @@ def load(comfyui: Path, base: Path) -> InProcessComfy:
     return InProcessComfy(sys.modules[str(target).replace(".", "_x_")], base, loop)
 
 
-def _set_arguments(base: Path) -> None:
+def _set_arguments(base: Path, cpu: bool) -> None:
     """Sets what ComfyUI takes from its command line; it reads these when its modules are first imported."""
     import comfy.options  # noqa: F401 - parsing stays off, so that pytest's arguments are left alone
     from comfy.cli_args import args
 
-    args.cpu = True
+    args.cpu = cpu
     args.base_directory = str(base)
     args.disable_api_nodes = True
     args.database_url = "sqlite:///:memory:"

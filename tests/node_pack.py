@@ -44,9 +44,9 @@ class Pack:
 
 
 @torch.inference_mode()
-def load_pack(comfy: InProcessComfy, weights: str, base: str = NO_BASE) -> Pack:
+def load_pack(comfy: InProcessComfy, weights: str, base: str = NO_BASE, precision: str = "auto") -> Pack:
     """Returns the nodes with what Load TADSR Model gives for a weights file."""
-    return Pack(comfy, *comfy.node("TADSRModelLoader").execute(weights, base).result)
+    return Pack(comfy, *comfy.node("TADSRModelLoader").execute(weights, base, precision).result)
 
 
 def models_folder(comfy: InProcessComfy) -> Path:

@@ -1,0 +1,173 @@
+"""The parts of the suite, each run by `benchmarks.suite` in a process of its own, inside a real ComfyUI.
+
+python -m benchmarks.suite_parts PART ANSWER.json OPTIONS
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY / "tests"))  # ComfyUI in this process, and the nodes as functions
+
+from node_pack import Pack, load_pack, models_folder  # noqa: E402
+
+from benchmarks.full_size import FILES, write_random_weights  # noqa: E402
+from benchmarks.inference import MEGABYTE  # noqa: E402
+from benchmarks.suite import FULL, MINI, Figures  # noqa: E402
+from benchmarks.suite_gpu import gpu, gpu_large  # noqa: E402
+from benchmarks.suite_meters import begin_peak, held_mb, on_gpu, peak_mb  # noqa: E402
+from benchmarks.suite_phases import SCALE, Phases  # noqa: E402
+from benchmarks.suite_pictures import LEFT, PICTURES, picture  # noqa: E402
+from benchmarks.suite_weights import write_random_weights as write_small_random_weights  # noqa: E402
+from comfy_in_process import load  # noqa: E402
+from host.interpreter import chosen_comfyui  # noqa: E402
+from tadsr.seams import seam_ratio  # noqa: E402
+
+MEGAPIXEL = 2**20  # pixels of 1024x1024
+WARM_UP_SIDE = 256  # pixels of the result
+MEMORY_LIMIT = 1e9  # bytes that a run may take where memory is short
+TILES_ACROSS = 2  # a tile is this part of a side, where tiled is compared with untiled
+RUNS, WINDOW, GROWTH_SIDE = 50, 10, 256  # runs; runs at either end that are compared; pixels of the result
+GROWTH_LIMIT_MB = 0.1  # a run: an eighth of a result of 256x256 pixels in float32
+PHOTOGRAPH_CONTRAST = 0.25  # standard deviation of a photograph in [0, 1]; random weights decode to grey on grey
+FLOAT_BYTES, RGB, BYTE_MAX = 4, 3, 255
+
+
+def machine(pack: Pack) -> Figures:
+    """Returns what the parts run on."""
+    gpu_name = torch.cuda.get_device_name() if on_gpu() else None
+    return {"gpu": gpu_name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def speed(pack: Pack, sides: list[int], repeats: int) -> Figures:
+    """Returns seconds for each size of result, at the default settings; the sizes take turns."""
+    clock = time.perf_counter if on_gpu() else time.process_time
+    pack.upscale(picture(LEFT, WARM_UP_SIDE // SCALE))
+    times: dict[int, list[float]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, seconds in times.items():
+            image = picture(LEFT, side // SCALE)
+            begin = clock()
+            pack.upscale(image)
+            seconds.append(clock() - begin)
+    runs = []
+    for side, seconds in times.items():
+        per_megapixel = statistics.median(seconds) * MEGAPIXEL / side**2
+        runs.append({"side": side, "seconds": seconds, "seconds_per_megapixel": per_megapixel})
+    return {"clock": clock.__name__, "runs": runs}
+
+
+def memory(pack: Pack, side: int) -> Figures:
+    """Returns the peak of one run that may take MEMORY_LIMIT, above the memory after loading and a small run.
+
+    working_mb: without the picture itself, which is the input, the enlarged input and the result in float32.
+    tiles: number and width in pixels for each phase.
+    """
+    pack.upscale(picture(LEFT, WARM_UP_SIDE // SCALE))
+    image = picture(LEFT, side // SCALE)
+    limit_memory(pack, MEMORY_LIMIT)
+    plans = [phase.plan for phase in Phases(pack, side, (0, 0, 0)).phases]
+    tiles = {plan.cost.phase: [len(plan.tiles.tiles), plan.tiles.tile_width * plan.cost.downscale] for plan in plans}
+    before = held_mb()
+    begin_peak()
+    pack.upscale(image)
+    above = peak_mb() - before
+    pictures = 0 if on_gpu() else 2 * side**2 + (side // SCALE) ** 2  # in main memory
+    of_picture = pictures * RGB * FLOAT_BYTES / MEGABYTE
+    return {"side": side, "above_mb": above, "picture_mb": of_picture, "working_mb": above - of_picture, "tiles": tiles}
+
+
+def limit_memory(pack: Pack, limit: float) -> None:
+    """Leaves `limit` bytes to runs by what --reserve-vram sets: all else that is free now is reserved."""
+    management = pack.comfy.module("nodes.memory").mm
+    management.EXTRA_RESERVED_VRAM = management.get_free_memory(pack.model.load_device) - limit
+
+
+def difference(pack: Pack, side: int) -> Figures:
+    """Returns how far the picture changes where the encoder, the decoder or all phases run in tiles, in 1/255.
+
+    Tiles are asked for while the memory is there, so that the statistics are the whole picture's; the last figure is
+    of a run that may take the memory of a quarter of the picture.
+    Of weights whose pictures have less contrast than a photograph, the difference is scaled up to that contrast.
+    """
+    image = picture(LEFT, side // SCALE)
+    whole = Phases(pack, side, (side, side, side)).restore(image)
+    scale = max(1.0, PHOTOGRAPH_CONTRAST / float(whole.std())) * BYTE_MAX
+    tile = side // TILES_ACROSS
+    ways = {"encoder": (tile, side, side), "decoder": (side, side, tile), "all phases": (tile, tile, tile)}
+    results = {name: Phases(pack, side, tiles).restore(image) for name, tiles in ways.items()}
+    decoding = pack.comfy.module("nodes.memory").decoder_cost(pack.vae)
+    limit_memory(pack, decoding.bytes_for((tile // decoding.downscale) ** 2))
+    results["memory for a quarter"] = Phases(pack, side, (0, 0, 0)).restore(image)
+    changes = {name: (result - whole).abs() * scale for name, result in results.items()}
+    return {name: {"mean": float(change.mean()), "largest": float(change.max())} for name, change in changes.items()}
+
+
+def seams(pack: Pack, side: int) -> Figures:
+    """Returns the seam ratio of each picture in tiles, and that of the whole one at the same places."""
+    figures, tile = {}, side // TILES_ACROSS
+    for kind in PICTURES:
+        image = picture(kind, side // SCALE)
+        tiled = Phases(pack, side, (tile, tile, tile))
+        pictures = {"tiled": tiled.restore(image), "whole": Phases(pack, side, (side, side, side)).restore(image)}
+        plans = [phase.plan.tiles for phase in tiled.phases]
+        figures[kind] = {
+            name: max(seam_ratio(result, plan, tiled.downscale) for plan in plans) for name, result in pictures.items()
+        }
+    return figures
+
+
+def growth(pack: Pack) -> Figures:
+    """Returns by how many MB a run the memory grew over RUNS runs in tiles, each of another picture.
+
+    The least of the last runs against the least of as many runs after the first ones: what is between is what the
+    allocator keeps for a while.
+    """
+    held = []
+    for index in range(RUNS):
+        image = picture(PICTURES[index % len(PICTURES)], GROWTH_SIDE // SCALE) * (1 - index / RUNS / 2)
+        pack.upscale(image, tile=GROWTH_SIDE // TILES_ACROSS)
+        held.append(held_mb())
+    rise = min(held[-WINDOW:]) - min(held[WINDOW : 2 * WINDOW])
+    return {"mb_per_run": rise / (RUNS - 2 * WINDOW), "limit_mb_per_run": GROWTH_LIMIT_MB, "held_mb": held}
+
+
+PARTS = {part.__name__: part for part in (machine, speed, memory, difference, seams, growth, gpu, gpu_large)}
+
+
+def pack_of(weights: str, base: Path, precision: str) -> Pack:
+    """Returns the nodes with the weights of that name: the bundled ones, or random ones that are written first."""
+    comfyui = chosen_comfyui()
+    assert comfyui is not None, "the suite starts its parts inside ComfyUI's Python"
+    comfy = load(comfyui, base, cpu=not on_gpu())
+    models = models_folder(comfy)
+    if weights == MINI:
+        return load_pack(comfy, f"{MINI}.safetensors")
+    if weights == FULL:
+        write_random_weights(models)
+        return load_pack(comfy, FILES["tadsr"], FILES["checkpoints"], precision)
+    write_small_random_weights(models / "tadsr" / "random.safetensors")
+    return load_pack(comfy, "random.safetensors")
+
+
+def main(name: str, answer: str, options: str) -> None:
+    """Runs one part and writes its figures."""
+    chosen: dict[str, Any] = json.loads(options)
+    torch.set_num_threads(chosen.pop("threads", torch.get_num_threads()))
+    with tempfile.TemporaryDirectory(prefix="suite-part-") as base, torch.inference_mode():
+        pack = pack_of(chosen.pop("weights", MINI), Path(base), chosen.pop("precision", "auto"))
+        figures = PARTS[name](pack, **chosen)
+    Path(answer).write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
