@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_teacher import TOLERANCE, one_adapter, reference_teacher, relative_error
 from torch import Tensor
 
-from tadsr.schedule import teacher_timestep
+from tadsr.schedule import alpha_bar, teacher_timestep
 from training.losses import (
     Tavsd,
     blur,
@@ -92,6 +92,21 @@ def test_tavsd_matches_the_official_numbers(
     assert relative_error(z0.grad, recorded[f"{name}.grad_latents"]) <= TOLERANCE
     assert relative_error(2 * result.gradient / z0.numel(), recorded[f"{name}.grad_latents"]) <= TOLERANCE
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_weaker_guidance_pulls_less() -> None:
+    z0, noise = torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, 4)
+    context, negative = torch.ones(1, 1, 1), -torch.ones(1, 1, 1)
+    timestep = torch.tensor([200])
+
+    def score(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return c[:, :, :, None].expand_as(z) * 0.1
+
+    pulls = [tavsd(z0, noise, timestep, score, score, context, negative, g).x0_real.abs().mean() for g in (0.0, 1.0)]
+    signal = alpha_bar(200)
+    # unconditional -0.1, conditional 0.1, scale g + 1: noise 0.1 and 0.3
+    expected = torch.tensor([0.1, 0.3]) * ((1 - signal) / signal).sqrt()
+    assert torch.allclose(torch.stack(pulls), expected, rtol=1e-5)
 
 
 def test_guidance_is_that_of_the_recorded_report(shared_reference: Path) -> None:

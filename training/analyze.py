@@ -48,6 +48,7 @@ class Scores:
     teacher: Teacher
     context: Tensor
     negative: Tensor
+    guidance: float
 
 
 def latents(restorer: Restorer, samples: Sequence[Sample], timesteps: Sequence[int]) -> Tensor:
@@ -96,7 +97,7 @@ def load_scores(path: Path, base: Path | None = None, device: torch.device | str
     teacher = Teacher(unet, rank=config.rank, alpha=config.alpha, adapters=config.fake_score_adapters)
     checkpoint.copy_into(teacher.trainable(), checkpoint.tensors(), "fake_score.")
     context, negative = (prompts.batch([text]).to(device) for text in texts)
-    return Scores(teacher.to(device).eval(), context, negative)
+    return Scores(teacher.to(device).eval(), context, negative, config.guidance)
 
 
 @torch.no_grad()
@@ -111,6 +112,7 @@ def distillation(scores: Scores, x0: Tensor, timestep: int, index: int) -> Tavsd
         teacher=scores.teacher.teach,
         context=scores.context,
         negative=scores.negative,
+        guidance=scores.guidance,
     )
 
 

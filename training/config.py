@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, TEACHER_GAMMA, TEACHER_LAMBDA
+from training.losses import GUIDANCE
 from training.settings import ConfigError, Span, accepted, typed
 
 PRESETS = Path(__file__).parent / "presets"
@@ -102,6 +103,8 @@ class TrainConfig:
     """See `lam`; in timesteps."""
     distillation: Literal["tavsd", "vsd", "none"] = "tavsd"
     """Score distillation: time-aware (P eq. 6); vsd: teacher timesteps at random (table 2, without TAVSD); or none."""
+    guidance: Annotated[float, Span(0, 100)] = GUIDANCE
+    """The teacher's classifier-free guidance at timestep 0; 1 more every 200 timesteps (C)."""
     reconstruction: Literal["blurred_mse", "mse"] = "blurred_mse"
     """Squared error of blurred pictures (P eq. 7), or of the pictures themselves (table 4)."""
     mse_weight: Weight = 1.0

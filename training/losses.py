@@ -71,9 +71,9 @@ def mse(result: Tensor, target: Tensor) -> Tensor:
     return (result - target).square().mean(dim=(1, 2, 3))
 
 
-def guidance_scale(teacher_timestep: Tensor) -> Tensor:
-    """Returns the scale of classifier-free guidance, 7.5 + t_v / 200, per sample (B,)."""
-    return GUIDANCE + teacher_timestep / GUIDANCE_STEP
+def guidance_scale(teacher_timestep: Tensor, guidance: float = GUIDANCE) -> Tensor:
+    """Returns the scale of classifier-free guidance, guidance + t_v / 200, per sample (B,)."""
+    return guidance + teacher_timestep / GUIDANCE_STEP
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,19 @@ def tavsd(
     teacher: Score,
     context: Tensor,
     negative: Tensor,
+    guidance: float = GUIDANCE,
 ) -> Tavsd:
     """Returns the time-aware variational score distillation of the student's latents (paper, equations 3 and 6).
 
     With random teacher timesteps it is plain VSD. z0: (B, 4, h, w), the student's scaled x0, the only
     argument that gets a gradient. noise: (B, 4, h, w). teacher_timestep: (B,), `tadsr.schedule.teacher_timestep` of the
-    student's. context, negative: (B, tokens, width), the embeddings of the prompt and the negative prompt.
+    student's. context, negative: (B, tokens, width), the embeddings of the prompt and the negative prompt. guidance: of
+    the teacher at timestep 0.
     """
     with torch.no_grad():
         z_t = add_noise(z0, noise, teacher_timestep)
         x0_fake = x0_from_noise(z_t, fake_score(z_t, teacher_timestep, context), teacher_timestep)
-        led = guided(teacher, z_t, teacher_timestep, context, negative, guidance_scale(teacher_timestep))
+        led = guided(teacher, z_t, teacher_timestep, context, negative, guidance_scale(teacher_timestep, guidance))
         x0_real = x0_from_noise(z_t, led, teacher_timestep)
         weight = (z0 - x0_real).abs().mean(dim=(1, 2, 3)).clamp(min=WEIGHT_FLOOR)
         gradient = (x0_fake - x0_real) / weight[:, None, None, None]

@@ -93,7 +93,8 @@ def _distillation(config: TrainConfig, teacher: Teacher, batch: MicroBatch, x0: 
     """Returns the loss of (timestep-aware) variational score distillation, a number."""
     t_v = distillation_timesteps(config, timestep.cpu(), batch.indices).to(x0.device)
     noise = sample_noise(config.seed, "distillation", batch.indices, tuple(x0.shape[1:])).to(x0.device)
-    return tavsd(x0, noise, t_v, teacher, teacher.teach, batch.context, batch.negative).loss.mean()
+    scores = (teacher, teacher.teach)
+    return tavsd(x0, noise, t_v, *scores, batch.context, batch.negative, config.guidance).loss.mean()
 
 
 def fake_score_loss(config: TrainConfig, networks: Networks, batch: MicroBatch, x0: Tensor) -> Tensor:
