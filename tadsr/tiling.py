@@ -16,9 +16,9 @@ from .geometry import Region, TilePlan, plan_tiles
 
 Network = Callable[[Tensor], Tensor]
 
-EDGE_LOG_ODDS = (
-    6.0  # of the neighbour's weight to a tile's own at that tile's border: what a border spoils counts 0.2 %
-)
+# Of the neighbour's weight to a tile's own at that tile's border, which then counts 0.005 %. Measured with tadsr-mini
+# on a smooth gradient: with 6, 0.2 % of what a border spoils made a seam ratio of 1.37 where 1.05 is allowed.
+EDGE_LOG_ODDS = 10.0
 SMALLEST_TILE = 16  # latent pixels; in a smaller one hardly a pixel is out of reach of the border
 
 

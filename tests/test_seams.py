@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tadsr.geometry import plan_tiles
 from tadsr.seams import seam_ratio
+from tadsr.tiling import TiledRun
 
 FACTOR = 8
 PLAN = plan_tiles(40, 64, tile=32, overlap=8)
@@ -49,3 +51,9 @@ def test_one_tile_and_a_flat_picture_have_none() -> None:
     assert seam_ratio(flat, PLAN, FACTOR) == 1.0
     flat[..., PLAN.columns[1] * FACTOR :] = 1 / 255
     assert seam_ratio(flat, PLAN, FACTOR) == float("inf")
+
+
+def test_what_borders_of_tiles_spoil_does_not_show_in_a_smooth_gradient() -> None:
+    """A blur that takes what is beyond a tile for black darkens its border by half."""
+    run = TiledRun(network=lambda x: F.avg_pool2d(x, 9, 1, 4), source_factor=FACTOR, result_factor=FACTOR)
+    assert 1 / NO_SEAM < seam_ratio(run(gradient(), PLAN), PLAN, FACTOR) < NO_SEAM
