@@ -15,7 +15,7 @@ from .memory import encoder_cost
 from .networks import encoder_network
 from .phase_run import PhaseRun
 from .phases import draw_latent, enlarge_picture, result_size, start
-from .plan import DEFAULT_OVERLAP, padded_size, plan_phase, sample_of
+from .plan import DEFAULT_OVERLAP, padded_size, plan_phase
 from .progress import Progress
 from .sockets import (
     CATEGORY,
@@ -80,12 +80,12 @@ class TADSREncode(io.ComfyNode):
         size = result_size(check_image(image), scale, width, height)
         plan = plan_phase(encoder_cost(encoder), *padded_size(*size, encoder.downscale), tile=tile, overlap=overlap)
         run, network = PhaseRun(plan), encoder_network(encoder, timestep)
-        crops, progress = sample_of([plan]), Progress([plan], len(image))
+        progress = Progress([plan], len(image))
         latents, pictures = [], []
         for index, picture in enumerate(image):
             enlarged = enlarge_picture(picture, size)
             with measured(plan):
-                moments = run(network, start(enlarged, crops, encoder.downscale), progress.phase(0))
+                moments = run(network, start(enlarged, encoder.downscale), progress.phase(0))
             latents.append(draw_latent(moments.whole, draw_seed(encoding, seed, index)))
             pictures.append(to_image(enlarged))
         latent = {"samples": torch.cat(latents), TIMESTEPS_KEY: (timestep,) * len(latents)}

@@ -85,7 +85,7 @@ class Forecast:
         tiles = phase.batch * phase.tiles.tile_height * phase.tiles.tile_width
         if phase.tiles.is_whole:
             return tiles
-        return max(tiles, sum(crop.height * crop.width for crop in self.plan.crops))
+        return max(tiles, self.plan.sample_pixels)
 
 
 def _free(phase: PhasePlan) -> int:

@@ -75,11 +75,16 @@ def prediction_network(model: ModelPatcher, timestep: int, conditioning: Conditi
     return PhaseNetwork(
         run=run,
         in_float32=None if model.model.get_dtype_inference() == torch.float32 else in_float32,
-        norms=model.model.diffusion_model,
+        norms=model.model.diffusion_model if may_be_cut(conditioning) else None,
         source_factor=1,
         result_factor=1,
-        tileable=len(conditioning) == 1 and not PLACED & conditioning[0][1].keys(),
+        tileable=may_be_cut(conditioning),
     )
+
+
+def may_be_cut(conditioning: Conditioning) -> bool:
+    """Returns whether a tile can be predicted with the conditioning of the picture: one prompt, bound to no place."""
+    return len(conditioning) == 1 and not PLACED & conditioning[0][1].keys()
 
 
 def decoder_network(vae: comfy.sd.VAE) -> PhaseNetwork:

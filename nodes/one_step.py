@@ -13,9 +13,9 @@ from .calibration import measured
 from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
 from .memory import prediction_cost
-from .networks import prediction_network
+from .networks import may_be_cut, prediction_network
 from .phase_run import Passage, PhaseRun
-from .plan import DEFAULT_OVERLAP, plan_phase, sample_of
+from .plan import DEFAULT_OVERLAP, plan_phase
 from .progress import Progress
 from .sampling import Conditioning
 from .sockets import CATEGORY, tile_inputs
@@ -71,13 +71,14 @@ class TADSROneStep(io.ComfyNode):
         samples = latent["samples"]
         timesteps = choose_timesteps(latent, timestep)
         conditioning = choose_conditioning(model, conditioning)
-        plan = plan_phase(prediction_cost(model), *samples.shape[-2:], tile=tile, overlap=overlap)
-        run, crops, progress = PhaseRun(plan), sample_of([plan]), Progress([plan], len(samples))
+        size, whole = samples.shape[-2:], not may_be_cut(conditioning)
+        plan = plan_phase(prediction_cost(model), *size, tile=tile, overlap=overlap, whole=whole)
+        run, progress = PhaseRun(plan), Progress([plan], len(samples))
         results = []
         for sample, sample_timestep in zip(samples, timesteps, strict=True):
             network = prediction_network(model, sample_timestep, conditioning)
             with measured(plan):
-                results.append(run(network, Passage(sample.unsqueeze(0), crops), progress.phase(0)).whole)
+                results.append(run(network, Passage(sample.unsqueeze(0)), progress.phase(0)).whole)
         result = torch.cat(results).to(device=mm.intermediate_device(), dtype=intermediate_dtype())
         return io.NodeOutput({**latent, "samples": result, TIMESTEPS_KEY: timesteps})
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ..tadsr.geometry import Region, sample_crops
+from ..tadsr.geometry import Region, resize_bicubic, sample_size
 from ..tadsr.shared_norms import SharedNorms
 from ..tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
 from .compat import is_out_of_memory, run_eagerly
 from .memory import not_enough
 from .networks import PhaseNetwork
-from .plan import PhasePlan, sample_side
+from .plan import PhasePlan
 
 OnTiles = Callable[[int, int, Tensor], None]
 
@@ -32,12 +31,11 @@ class Passage:
     """A picture on its way from phase to phase."""
 
     whole: Tensor  # (1, C, H, W); after a phase that ran for a region only, just that region
-    crops: tuple[Region, ...]  # the sample that stands for the picture, latent pixels
-    sample: Tensor | None = None  # (K, C, h, w), the crops after the phases so far; None: cut them from the whole
+    sample: Tensor | None = None  # (1, C, h, w): a smaller copy that went through the same phases, for statistics
 
     def then(self, function: Network) -> Passage:
         """Returns the passage with a function of the picture applied to the whole and to the sample."""
-        return Passage(function(self.whole), self.crops, None if self.sample is None else function(self.sample))
+        return Passage(function(self.whole), None if self.sample is None else function(self.sample))
 
     def placed(self, region: Region | None, height: int, width: int) -> Passage:
         """Returns the passage with a region, latent pixels, at its place in an else empty latent of that size."""
@@ -45,7 +43,7 @@ class Passage:
             return self
         whole = self.whole.new_zeros(*self.whole.shape[:2], height, width)
         region.of(whole).copy_(self.whole)
-        return Passage(whole, self.crops, self.sample)
+        return Passage(whole, self.sample)
 
 
 class PhaseRun:
@@ -78,17 +76,19 @@ class PhaseRun:
             on_tiles=on_tiles,
         )
         run.largest = self._largest
+        cut = not tiles.is_whole or self._largest is not None
         try:
-            if self._largest is not None or not tiles.is_whole:
-                one.share_norms(tiles.height * tiles.width if self._largest is None else self._largest**2)
+            if cut or picture.sample is not None:
+                one.share_norms(self.plan.area if self._largest is None else self._largest**2)
+            if not cut:
+                one.norms = None  # a whole picture has statistics of its own; only the sample goes on
             result = network.finish(run(picture.whole, tiles, region))
         except (SmallestTileError, OutOfMemory):
             raise not_enough(self.plan.cost, min(run.smallest, max(tiles.tile_height, tiles.tile_width))) from None
         self._batch, self._largest = run.batch, run.largest
         if run.redone:
             logging.warning(f"TADSR: {run.redone} tiles came out unusable and were made again in float32")
-        # Without a sample, as after a phase that ran whole, the next one cuts its crops from the whole.
-        return Passage(result, one.crops, None if one.sample is None else network.finish(one.sample))
+        return Passage(result, None if one.sample is None else network.finish(one.sample))
 
     def _on_shrink(self, run: TiledRun, one: _OnePicture) -> None:
         mm.soft_empty_cache()
@@ -107,7 +107,6 @@ class _OnePicture:
 
     def __init__(self, plan: PhasePlan, network: PhaseNetwork, picture: Passage) -> None:
         self.plan, self.network, self.picture = plan, network, picture
-        self.crops = picture.crops
         self.sample: Tensor | None = None
         self.norms: SharedNorms | None = None
 
@@ -121,12 +120,10 @@ class _OnePicture:
         return self._call(self.network.in_float32, tiles)
 
     def share_norms(self, area: int) -> None:
-        """Gathers statistics from a sample of up to `area` latent pixels, of fewer where memory is short."""
+        """Gathers statistics from a copy of up to `area` latent pixels, of fewer where memory is short."""
         while True:
-            crops, sample = self._sample(max(area, SMALLEST_TILE**2))
             try:
-                self._gather(sample)
-                self.crops = crops
+                self._gather(self._sample(max(area, SMALLEST_TILE**2)))
                 return
             except OutOfMemory:
                 if area <= SMALLEST_TILE**2:
@@ -134,30 +131,12 @@ class _OnePicture:
             mm.soft_empty_cache()
             area //= 2
 
-    def _sample(self, area: int) -> tuple[tuple[Region, ...], Tensor]:
-        """Returns crops of up to `area` latent pixels together, and what the network makes of them."""
-        crops, sample = self.picture.crops, self.picture.sample
-        if sample is None:
-            crops = self._fewer(self.plan.tiles.whole, crops, area)
-            return crops, self._cut(self.picture.whole, crops)
-        allowed = area // (crops[0].height * crops[0].width)
-        if allowed:
-            step = -(-len(crops) // allowed)
-            return crops[::step], sample[::step]
-        # A single crop is too large: smaller ones from inside the first.
-        inside = self._fewer(Region(0, 0, crops[0].height, crops[0].width), (), area)
-        placed = (replace(crop, top=crop.top + crops[0].top, left=crop.left + crops[0].left) for crop in inside)
-        return tuple(placed), self._cut(sample[:1], inside)
-
-    def _fewer(self, whole: Region, crops: tuple[Region, ...], area: int) -> tuple[Region, ...]:
-        """Returns the crops where they hold at most `area` pixels together, else such as do."""
-        if crops and sum(crop.height * crop.width for crop in crops) <= area:
-            return crops
-        side = min(sample_side(self.plan.cost), math.isqrt(area))
-        return sample_crops(whole.height, whole.width, area=area, side=side)
-
-    def _cut(self, source: Tensor, crops: tuple[Region, ...]) -> Tensor:
-        return torch.cat([crop.scaled(self.network.source_factor).of(source) for crop in crops])
+    def _sample(self, area: int) -> Tensor:
+        """Returns a copy of the picture, or of the smaller copy that there is, of up to `area` latent pixels."""
+        source = self.picture.whole if self.picture.sample is None else self.picture.sample
+        factor = self.network.source_factor
+        height, width = sample_size(source.shape[-2] // factor, source.shape[-1] // factor, area=area)
+        return resize_bicubic(source, (height * factor, width * factor))
 
     def _gather(self, sample: Tensor) -> None:
         network = self.network

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..tadsr.color import COLOUR_MATCHES, is_neutral, to_neutral
 from ..tadsr.encoder import mode, sample
-from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, enlarge, pad_to_multiple, target_size
+from ..tadsr.geometry import MIN_NETWORK_SIDE, enlarge, pad_to_multiple, resize_bicubic, target_size
 from .compat import intermediate_dtype
 from .images import RGB, join_alpha, split_alpha, to_planes
 from .phase_run import Passage
@@ -26,10 +26,15 @@ def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return enlarge(to_planes(picture), size)
 
 
-def start(enlarged: Tensor, crops: tuple[Region, ...], downscale: int) -> Passage:
-    """Returns an enlarged picture ready for the encoder, padded as the networks need. enlarged: (1, 3 or 4, H, W)."""
+def start(enlarged: Tensor, downscale: int, sample: tuple[int, int] | None = None) -> Passage:
+    """Returns an enlarged picture ready for the encoder, padded as the networks need. enlarged: (1, 3 or 4, H, W).
+
+    sample: (height, width) in latent pixels of the smaller copy that gives statistics to all phases, if they need one.
+    """
     padded, _ = pad_to_multiple(enlarged[:, :RGB], downscale)
-    return Passage(padded, crops)
+    if sample is None:
+        return Passage(padded)
+    return Passage(padded, resize_bicubic(padded, (sample[0] * downscale, sample[1] * downscale)).clamp(0.0, 1.0))
 
 
 def draw_latent(moments: Tensor, seed: int | None) -> Tensor:

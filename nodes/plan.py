@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_crops
+import comfy.model_management as mm
+
+from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_size
 from ..tadsr.tiling import SMALLEST_TILE
 from .memory import Cost, decoder_cost, encoder_cost, pixels_that_fit, prediction_cost
 
@@ -22,7 +24,6 @@ TILE_STEP = 8  # pixels; a tile is rounded up to a multiple
 # Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
 # square of the area, so that a larger one takes longer than the same area in tiles.
 LARGEST_SIDE = {"encode": 1536, "predict": 1024, "decode": 1536}
-SAMPLE_SIDE = 256  # pixels of a square sample crop, from which statistics are gathered
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,21 @@ def padded_size(height: int, width: int, downscale: int) -> tuple[int, int]:
     return (height + padding.bottom) // downscale, (width + padding.right) // downscale
 
 
-def plan_phase(cost: Cost, height: int, width: int, *, tile: int = 0, overlap: int = DEFAULT_OVERLAP) -> PhasePlan:
+def plan_phase(
+    cost: Cost, height: int, width: int, *, tile: int = 0, overlap: int = DEFAULT_OVERLAP, whole: bool = False
+) -> PhasePlan:
     """Returns how a phase runs over a latent of height x width pixels, with the memory that is free now.
 
     tile: pixels of the result, rounded up to a multiple of 8; 0 is the whole picture where it fits, else the largest
-    tile that does. overlap: pixels of the result; at most half of a tile that was chosen automatically. Raises
-    ValueError where a tile given is not larger than the overlap.
+    tile that does. overlap: pixels of the result; at most half of a tile that was chosen automatically. whole: never
+    cut. Raises ValueError where a tile given is not larger than the overlap.
     """
     check_tiles(tile, overlap)
     area = max(SMALLEST_TILE**2, min(pixels_that_fit(cost), (LARGEST_SIDE[cost.phase] // cost.downscale) ** 2))
     latent_overlap = math.ceil(overlap / cost.downscale)
-    if tile:
+    if whole:
+        side = max(height, width)
+    elif tile:
         side = max(SMALLEST_TILE, rounded_tile(tile) // cost.downscale)
     elif height * width <= area:
         side = max(height, width)
@@ -74,7 +79,8 @@ def plan_phase(cost: Cost, height: int, width: int, *, tile: int = 0, overlap: i
     # The smallest tile may be larger than the one asked for, never smaller: only overlaps need care.
     latent_overlap = min(latent_overlap, side // 2 if not tile else side - 1)
     tiles = plan_tiles(height, width, tile=side, overlap=latent_overlap, multiple=cost.multiple)
-    batch = max(1, min(area // (tiles.tile_height * tiles.tile_width), len(tiles.tiles)))
+    at_once = 1 if mm.is_device_cpu(cost.patcher.load_device) else area // (tiles.tile_height * tiles.tile_width)
+    batch = max(1, min(at_once, len(tiles.tiles)))
     return PhasePlan(cost, tiles, batch, area)
 
 
@@ -92,11 +98,6 @@ def check_tiles(tile: int, overlap: int) -> None:
             f"overlap is {overlap} pixels and tile {tile}; accepted are overlaps smaller than the tile. Choose a "
             f"smaller overlap ({DEFAULT_OVERLAP} is the default), a larger tile, or the tile 0 (automatic)"
         )
-
-
-def sample_side(cost: Cost) -> int:
-    """Returns the side of a square sample crop, latent pixels."""
-    return SAMPLE_SIDE // cost.downscale
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,22 @@ class UpscalePlan:
         return self.phases[0].cost.downscale
 
     @property
-    def crops(self) -> tuple[Region, ...]:
-        """The crops, latent pixels, that stand for the picture where statistics are gathered."""
+    def sample(self) -> tuple[int, int] | None:
+        """(height, width) in latent pixels of the copy that gives statistics; None where no phase runs in tiles."""
         return sample_of(self.phases)
+
+    @property
+    def sample_pixels(self) -> int:
+        """Latent pixels of that copy, 0 without one."""
+        return self.sample[0] * self.sample[1] if self.sample else 0
+
+
+def sample_of(phases: Sequence[PhasePlan]) -> tuple[int, int] | None:
+    """Returns the (height, width), latent pixels, of the copy that all phases have memory for; None if none is cut."""
+    if all(phase.tiles.is_whole for phase in phases):
+        return None
+    tiles = phases[0].tiles
+    return sample_size(tiles.height, tiles.width, area=min(phase.area for phase in phases))
 
 
 def plan_upscale(
@@ -130,25 +144,18 @@ def plan_upscale(
     size: tuple[int, int],
     tile: int = 0,
     overlap: int = DEFAULT_OVERLAP,
+    predict_whole: bool = False,
 ) -> UpscalePlan:
     """Returns how a result of `size` (height, width) pixels is made with the memory that is free now.
 
-    tile, overlap: see `plan_phase`, which also says what is raised.
+    tile, overlap: see `plan_phase`, which also says what is raised. predict_whole: the UNet is not to be cut.
     """
     padded = padded_size(*size, encoder.downscale)
     encode, predict, decode = (
-        plan_phase(cost, *padded, tile=tile, overlap=overlap)
+        plan_phase(cost, *padded, tile=tile, overlap=overlap, whole=predict_whole and cost.phase == "predict")
         for cost in (encoder_cost(encoder), prediction_cost(model), decoder_cost(vae))
     )
     return UpscalePlan(*size, (encode, predict, decode))
-
-
-def sample_of(plans: Sequence[PhasePlan]) -> tuple[Region, ...]:
-    """Returns crops that stand for the picture in phases that follow each other; they fit in each one's memory."""
-    first = plans[0]
-    area = min(plan.area for plan in plans)
-    side = min(sample_side(first.cost), math.isqrt(area))
-    return sample_crops(first.tiles.height, first.tiles.width, area=area, side=side)
 
 
 def regions_needed(phases: Sequence[PhasePlan], wanted: Region, downscale: int) -> list[Region | None]:

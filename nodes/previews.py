@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..tadsr.color import (
     WAVELET_REACH,
-    Colours,
     colours,
     estimated_colours,
     is_neutral,
@@ -15,7 +13,7 @@ from ..tadsr.color import (
     match_wavelet,
     to_neutral,
 )
-from ..tadsr.geometry import Region, pad_to_multiple
+from ..tadsr.geometry import Region, pad_to_multiple, resize_bicubic
 from .images import RGB, join_alpha, split_alpha
 from .phase_run import Passage
 
@@ -41,11 +39,13 @@ def grown(region: Region, size: tuple[int, int]) -> Region:
     return around.common(Region(0, 0, *size))
 
 
-def finish_part(decoded: Passage, at: Region, wanted: Region, enlarged: Tensor, color_match: str) -> Tensor:
+def finish_part(
+    decoded: Passage, at: Region, wanted: Region, enlarged: Tensor, downscale: int, color_match: str
+) -> Tensor:
     """Returns a part of the result in the colours that it will have in the whole, with its alpha; (1, 3 or 4, h, w).
 
     decoded: the part of the picture at `at`, and the decoded sample; wanted: the part of it to return; both in pixels.
-    enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1].
+    enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1]; it was padded to a multiple of `downscale`.
     """
     reference, alpha = split_alpha(enlarged)
     inside = grown(wanted, (reference.shape[-2], reference.shape[-1]))
@@ -53,17 +53,13 @@ def finish_part(decoded: Passage, at: Region, wanted: Region, enlarged: Tensor, 
     if color_match == "wavelet":
         rgb = match_wavelet(rgb, inside.of(reference).to(rgb))
     elif color_match == "adain":
-        rgb = match_colours(rgb, _colours_of_whole(decoded, reference), colours(reference))
+        assert decoded.sample is not None, "a part of a picture comes from tiles, which have a sample"
+        sample = decoded.sample[:, :RGB].to(reference)
+        padded, _ = pad_to_multiple(reference, downscale)
+        same_copy = resize_bicubic(padded, (sample.shape[-2], sample.shape[-1]))
+        wanted_colours = colours(reference)
+        rgb = match_colours(rgb, estimated_colours(sample, same_copy, wanted_colours), wanted_colours)
     rgb = wanted.relative_to(inside).of(rgb)
     if color_match != "none" and is_neutral(reference):
         rgb = to_neutral(rgb)
     return join_alpha(rgb.clamp(0.0, 1.0), None if alpha is None else wanted.of(alpha))
-
-
-def _colours_of_whole(decoded: Passage, reference: Tensor) -> Colours:
-    """Returns the colours of the whole result, told from its sample. reference: (1, 3, H, W) in [0, 1]."""
-    assert decoded.sample is not None, "a part of a picture comes from tiles, which have a sample"
-    factor = decoded.sample.shape[-1] // decoded.crops[0].width
-    padded, _ = pad_to_multiple(reference, factor)
-    same_crops = torch.cat([crop.scaled(factor).of(padded) for crop in decoded.crops])
-    return estimated_colours(decoded.sample[:, :RGB], same_crops, colours(reference))

@@ -13,7 +13,7 @@ from ..tadsr.schedule import check_timestep
 from .encode import draw_seed
 from .encoder_patcher import EncoderPatcher
 from .images import check_image
-from .networks import decoder_network, encoder_network, prediction_network
+from .networks import decoder_network, encoder_network, may_be_cut, prediction_network
 from .phases import result_size
 from .plan import DEFAULT_OVERLAP, plan_upscale
 from .previews import centre_region
@@ -104,7 +104,7 @@ class TADSRUpscale(io.ComfyNode):
         size = result_size(check_image(image), scale, width, height)
         wanted = centre_region(size, preview_size)
         conditioning = choose_conditioning(model, conditioning)
-        plan = plan_upscale(model, encoder, vae, size, tile, overlap)
+        plan = plan_upscale(model, encoder, vae, size, tile, overlap, not may_be_cut(conditioning))
         work = Upscaling(
             plan=plan,
             networks=(

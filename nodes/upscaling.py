@@ -37,7 +37,7 @@ class Upscaling:
     def encode(self, picture: Tensor, seed: int | None) -> Passage:
         """Returns the latent of one picture of an IMAGE, (H, W, C). seed: None for the mode."""
         enlarged = enlarge_picture(picture, self.plan.size)
-        moments = self._run(0, start(enlarged, self.plan.crops, self.plan.downscale))
+        moments = self._run(0, start(enlarged, self.plan.downscale, self.plan.sample))
         return moments.then(lambda values: draw_latent(values, seed))
 
     def predict(self, latent: Passage) -> Passage:
@@ -54,7 +54,7 @@ class Upscaling:
         decoded = self._run(2, latent, preview)
         if region is not None and self.wanted is not None:
             at = region.scaled(network.result_factor)
-            return to_image(finish_part(decoded, at, self.wanted, enlarged, color_match))
+            return to_image(finish_part(decoded, at, self.wanted, enlarged, self.plan.downscale, color_match))
         result = finish(decoded.whole, enlarged, color_match)
         return to_image(result if self.wanted is None else self.wanted.of(result))
 

@@ -34,18 +34,13 @@ def colours(image: Tensor) -> Colours:
 
 
 def estimated_colours(sample: Tensor, reference_sample: Tensor, reference: Colours) -> Colours:
-    """Returns the colours that a result has as a whole, told from crops of it.
+    """Returns the colours of a result as a whole, told from a smaller copy of it.
 
-    sample, reference_sample: (K, C, h, w), the same crops of the result and of the reference; reference: the colours
-    of the whole reference. Only the
-    difference between the two samples counts, so that it matters little what the crops happen to show.
+    reference_sample: the same copy of the reference; reference: the colours of the whole reference. Only the difference
+    between the copies counts, so that it matters little what became of the colours in making a copy.
     """
-    of_result, of_reference = (
-        colours(crops.movedim(1, 0).flatten(1)[None, :, None]) for crops in (sample, reference_sample)
-    )
-    return Colours(
-        reference.mean + of_result.mean - of_reference.mean, reference.std * of_result.std / of_reference.std
-    )
+    own, wanted = colours(sample), colours(reference_sample)
+    return Colours(reference.mean + own.mean - wanted.mean, reference.std * own.std / wanted.std)
 
 
 def match_adain(result: Tensor, reference: Tensor) -> Tensor:

@@ -228,39 +228,15 @@ def _plan_side(length: int, tile: int, overlap: int, multiple: int) -> tuple[tup
     return tuple(min(start, length - side) for start in starts), side
 
 
-def sample_crops(height: int, width: int, *, area: int, side: int) -> tuple[Region, ...]:
-    """Returns crops of one size, spread evenly, of about `area` pixels together: the whole picture where it is no more.
-
-    They depend on the sizes alone. side: of a square crop, at least 1; cut where the picture is narrower.
-    """
-    if height * width <= area:
-        return (Region(0, 0, height, width),)
-    crop_height, crop_width = min(side, height), min(side, width)
-    count = max(1, area // (crop_height * crop_width))
-    # As many rows of crops as the picture's proportions ask for, so that the gaps are alike along both sides.
-    rows = min(count, max(1, round((count * height * crop_width / (width * crop_height)) ** 0.5)))
-    columns = max(1, count // rows)
-    return tuple(
-        Region(top, left, crop_height, crop_width)
-        for top in _spread(height, crop_height, rows)
-        for left in _spread(width, crop_width, columns)
-    )
-
-
-def _spread(length: int, side: int, count: int) -> list[int]:
-    """Returns the first pixels of `count` crops, each in the middle of its share of the length, inside the picture."""
-    centres = ((2 * i + 1) * length / (2 * count) for i in range(count))
-    return [min(max(0, round(centre - side / 2)), length - side) for centre in centres]
-
-
 def sample_size(height: int, width: int, *, area: int) -> tuple[int, int]:
-    """Returns the (height, width) of a copy with the picture's proportions and about `area` pixels, at most its own.
+    """Returns the (height, width) of a copy with the picture's proportions and up to `area` pixels, at most its own.
 
     No side falls below `MIN_SAMPLE_SIDE`, unless the picture's does. Unit: latent pixels. The size depends on the
     picture's alone.
     """
     scale = min(1.0, (area / (height * width)) ** 0.5)
-    return tuple(max(round(side * scale), min(side, MIN_SAMPLE_SIDE)) for side in (height, width))
+    rows, columns = (max(int(side * scale), min(side, MIN_SAMPLE_SIDE)) for side in (height, width))
+    return rows, columns
 
 
 def _ceil_div(number: int, divisor: int) -> int:

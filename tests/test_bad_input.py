@@ -264,3 +264,15 @@ def test_sampling_replaced_by_another_node(comfy: InProcessComfy) -> None:
     discrete = node("ModelSamplingDiscrete", model=["loader", 0], sampling="eps", zsnr=False)
     prompt = prompt_with(model=["discrete", 0]) | {"discrete": discrete}
     assert_error(comfy, prompt, "replaced the sampling", "ModelSamplingDiscrete")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"tile": 64, "overlap": 64}, ("overlap is 64", "tile 64", "smaller than the tile")),
+        ({"tile": -8}, ("tile", "-8", "min of 0")),
+        ({"preview_size": -1}, ("preview_size", "-1", "min of 0")),
+    ],
+)
+def test_tiles_that_cannot_be(comfy: InProcessComfy, inputs: dict[str, int], words: tuple[str, ...]) -> None:
+    assert_error(comfy, prompt_with(**inputs), *words)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tadsr.color import COLOUR_MATCHES, is_neutral, match_adain, match_wavelet, to_neutral, wavelet_low
+from tadsr.color import (
+    COLOUR_MATCHES,
+    colours,
+    estimated_colours,
+    is_neutral,
+    match_adain,
+    match_colours,
+    match_wavelet,
+    to_neutral,
+    wavelet_low,
+)
 
 RECORDED_SHAPES = ["20x24", "48x80", "64x64"]
 TOLERANCE = 2e-6  # float32 rounding of values in [0, 1]
@@ -69,3 +79,15 @@ def test_neutral_pictures_are_recognised_and_made() -> None:
     assert not is_neutral(picture)
     assert is_neutral(to_neutral(picture))
     assert torch.allclose(to_neutral(picture).mean(1), picture.mean(1))
+
+
+def test_colours_of_a_whole_are_told_from_a_smaller_copy() -> None:
+    _, reference = _pictures()
+    reference = reference[:1]
+    result = reference * 1.3 - 0.1
+    small, small_reference = result[..., ::2, ::2], reference[..., ::2, ::2]
+    told, true = estimated_colours(small, small_reference, colours(reference)), colours(result)
+    assert torch.allclose(told.mean, true.mean, atol=5e-3) and torch.allclose(told.std, true.std, rtol=5e-3)
+    plain = (colours(small).mean - true.mean).abs().max()
+    assert (told.mean - true.mean).abs().max() < 0.5 * plain, "the copy's own error must cancel"
+    assert torch.allclose(match_colours(result, true, colours(reference)), match_adain(result, reference))

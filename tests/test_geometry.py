@@ -20,7 +20,6 @@ from tadsr.geometry import (
     plan_tiles,
     reflected_indices,
     resize_bicubic,
-    sample_crops,
     sample_size,
     target_size,
 )
@@ -173,32 +172,15 @@ def test_regions() -> None:
     assert region.of(image)[0, 0] == 23 and region.of(image).shape == (4, 5)
 
 
-@pytest.mark.parametrize("size", [(100, 100), (40, 400), (1, 999), (400, 30), (512, 512)])
-@pytest.mark.parametrize("area", [1024, 4096, 100])
-def test_sample_crops_are_alike_inside_and_within_the_budget(size: tuple[int, int], area: int) -> None:
-    crops = sample_crops(*size, area=area, side=32)
-    assert len({(crop.height, crop.width) for crop in crops}) == 1
-    assert all(crop.common(Region(0, 0, *size)) == crop for crop in crops)
-    assert sum(crop.height * crop.width for crop in crops) <= max(area, crops[0].height * crops[0].width)
-    assert len(set(crops)) == len(crops)
-
-
-def test_sample_is_the_whole_of_a_small_picture_and_spread_over_a_large_one() -> None:
-    assert sample_crops(30, 40, area=1200, side=16) == (Region(0, 0, 30, 40),)
-    assert sample_crops(64, 64, area=1024, side=16) == tuple(
-        Region(top, left, 16, 16) for top in (8, 40) for left in (8, 40)
-    )
-
-
 @pytest.mark.parametrize("size", [(100, 100), (40, 400), (8, 999), (400, 30), (512, 2048)])
 @pytest.mark.parametrize("area", [1024, 4096, 10**6])
 def test_sample_has_the_proportions_of_the_picture_and_about_the_area(size: tuple[int, int], area: int) -> None:
     height, width = sample_size(*size, area=area)
     assert height <= size[0] and width <= size[1]
     assert height >= min(size[0], MIN_SAMPLE_SIDE) and width >= min(size[1], MIN_SAMPLE_SIDE)
-    if height > MIN_SAMPLE_SIDE:
-        assert height * width == pytest.approx(min(area, size[0] * size[1]), rel=0.05)
-        assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
+    if min(height, width) > MIN_SAMPLE_SIDE:
+        assert 0.9 * min(area, size[0] * size[1]) < height * width <= area
+        assert height / width == pytest.approx(size[0] / size[1], rel=0.1)
 
 
 def test_sample_of_a_small_picture_is_the_picture() -> None:
