@@ -50,8 +50,8 @@ class Phases:
     def begin(self, image: Tensor) -> Any:
         """Returns an IMAGE, (1, h, w, 3), enlarged and ready for the encoder."""
         phases = self._module("phases")
-        crops = self._module("plan").sample_of([phase.plan for phase in self.phases])
-        return phases.start(phases.enlarge_picture(image[0], self.size), crops, self.downscale)
+        sample = self._module("plan").sample_of([phase.plan for phase in self.phases])
+        return phases.start(phases.enlarge_picture(image[0], self.size), self.downscale, sample)
 
     def run(self, index: int, passage: Any) -> Any:
         """Returns what phase `index` makes of the passage."""

@@ -9,7 +9,7 @@ import pytest
 
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "docs/bundled-model.md", "docs/bundled-model-log.md", "docs/degradation.md"),
-    *("docs/performance.md", "docs/photographs.md", "docs/training.md", "training/presets/README.md"),
+    *("docs/memory.md", "docs/performance.md", "docs/photographs.md", "docs/training.md", "training/presets/README.md"),
 )
 
 
