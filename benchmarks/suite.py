@@ -57,7 +57,9 @@ def run_part(name: str, **options: Any) -> Figures:
         code = subprocess.run(command, cwd=REPOSITORY, env=environment).returncode  # noqa: S603 - our own
         if code:
             raise HostError(f"the part {name} of the suite ended with exit code {code}; its error is above")
-        return json.loads(answer.read_text())
+        figures = answer.read_text()
+    print(f"suite: {figures}", file=sys.stderr, flush=True)  # so that a part that fails later does not lose it
+    return json.loads(figures)
 
 
 def full_size(repeats: int) -> Figures:
