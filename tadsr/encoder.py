@@ -8,7 +8,7 @@ of a single-file Stable Diffusion checkpoint without `first_stage_model.`; the t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,9 @@ TIME_EMBEDDING_WIDTH = 256  # width of the timestep embedding
 MAX_PERIOD = 10_000  # sinusoidal features, as in SD's UNet
 LOGVAR_RANGE = (-30.0, 20.0)  # clamp of the log-variance, SD VAE
 ACTIVATIONS_PER_PIXEL = 5  # peak activation buffers of the first level's width; measured: benchmarks/inference.py
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +122,18 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns single-head attention over all pixels; all (B, C, H, W)."""
+    queries, keys, values = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (q, k, v))
+    return F.scaled_dot_product_attention(queries, keys, values).squeeze(1).transpose(1, 2).reshape_as(q)
+
+
 class Attention(nn.Module):
     """Single-head self-attention over all pixels, with 1x1 convolutions as projections."""
 
-    def __init__(self, width: int, groups: int, operations: Any, **factory: Any) -> None:
+    def __init__(self, width: int, groups: int, attention: Attend, operations: Any, **factory: Any) -> None:
         super().__init__()
+        self.attend = attention
         self.norm = operations.GroupNorm(groups, width, eps=NORM_EPS, **factory)
         self.q = operations.Conv2d(width, width, 1, **factory)
         self.k = operations.Conv2d(width, width, 1, **factory)
@@ -132,9 +142,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape_as(x)
-        return x + self.proj_out(h)
+        return x + self.proj_out(self.attend(self.q(h), self.k(h), self.v(h)))
 
 
 class Level(nn.Module):
@@ -160,11 +168,12 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Block, attention, block at the lowest resolution."""
 
-    def __init__(self, config: EncoderConfig, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: EncoderConfig, attention: Attend, operations: Any, **factory: Any) -> None:
         super().__init__()
         width, groups = config.channels[-1], config.norm_groups
         self.block_1 = TimeAwareBlock(width, width, groups, operations, **factory)
-        self.attn_1 = Attention(width, groups, operations, **factory) if config.mid_attention else nn.Identity()
+        has_attention = config.mid_attention
+        self.attn_1 = Attention(width, groups, attention, operations, **factory) if has_attention else nn.Identity()
         self.block_2 = TimeAwareBlock(width, width, groups, operations, **factory)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -174,7 +183,7 @@ class Middle(nn.Module):
 class TimeAwareTrunk(nn.Module):
     """The encoder proper: everything before `quant_conv`."""
 
-    def __init__(self, config: EncoderConfig, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: EncoderConfig, attention: Attend, operations: Any, **factory: Any) -> None:
         super().__init__()
         channels = config.channels
         self.time_embedding = TimeEmbedding(config.time_features, TIME_EMBEDDING_WIDTH, operations, **factory)
@@ -183,7 +192,7 @@ class TimeAwareTrunk(nn.Module):
             Level(a, b, config, i == len(channels) - 1, operations, **factory)
             for i, (a, b) in enumerate(zip((channels[0], *channels[:-1]), channels, strict=True))
         )
-        self.mid = Middle(config, operations, **factory)
+        self.mid = Middle(config, attention, operations, **factory)
         self.norm_out = operations.GroupNorm(config.norm_groups, channels[-1], eps=NORM_EPS, **factory)
         self.conv_out = operations.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1, **factory)
 
@@ -200,6 +209,7 @@ class TimeAwareEncoder(nn.Module):
     """Encodes an image, knowing the timestep at which the student will run.
 
     operations: a namespace with Conv2d, Linear and GroupNorm (`torch.nn`, or one that casts or offloads weights).
+    attention: as `attend`; ComfyUI has others.
     """
 
     def __init__(
@@ -207,13 +217,14 @@ class TimeAwareEncoder(nn.Module):
         config: EncoderConfig,
         *,
         operations: ModuleType | type = nn,
+        attention: Attend = attend,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.config = config
-        self.encoder = TimeAwareTrunk(config, operations, **factory)
+        self.encoder = TimeAwareTrunk(config, attention, operations, **factory)
         moments = 2 * config.latent_channels
         self.quant_conv = operations.Conv2d(moments, moments, 1, **factory)
 

@@ -84,3 +84,23 @@ def test_blocks_computed_in_place_have_the_formula_s_result_and_gradient() -> No
     assert torch.allclose(result, expected) and torch.equal(x, before)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (result, expected)), strict=True)
     assert all(torch.allclose(ours, formula) for ours, formula in pairs)
+
+
+def test_attention_can_be_given() -> None:
+    """As ComfyUI's is; it gets and returns (B, C, H, W)."""
+    shapes = []
+
+    def other(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        shapes.append(q.shape)
+        weights = (q.flatten(2).transpose(1, 2) @ k.flatten(2) / q.shape[1] ** 0.5).softmax(dim=-1)
+        return (weights @ v.flatten(2).transpose(1, 2)).transpose(1, 2).reshape_as(q)
+
+    config = EncoderConfig(channels=(32, 64), layers_per_level=1, mid_attention=True)
+    torch.manual_seed(0)
+    usual = TimeAwareEncoder(config)
+    given = TimeAwareEncoder(config, attention=other)
+    given.load_state_dict(usual.state_dict())
+    image, timestep = torch.rand(2, 3, 16, 24), torch.tensor([300])
+    with torch.no_grad():
+        assert torch.allclose(given(image, timestep), usual(image, timestep), atol=1e-5)
+    assert shapes == [(2, 64, 8, 12)]
