@@ -11,9 +11,9 @@ import torch
 from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
-from ..tadsr.encoder import Attend, EncoderConfig, TimeAwareEncoder, attend, mode, sample
+from ..tadsr.encoder import Attend, EncoderConfig, TimeAwareEncoder, attend
 from ..tadsr.weights import WeightsError
-from .compat import device_context, intermediate_dtype
+from .compat import device_context
 
 WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: float16 overflows in it
 
@@ -69,21 +69,6 @@ class EncoderPatcher:
         with device_context(self.device):
             image = planes.to(device=self.device, dtype=dtype, memory_format=self._layout) * 2.0 - 1.0
             return self.model(image, torch.tensor([timestep], device=self.device)).float()
-
-    def encode(self, planes: Tensor, timestep: int, seed: int | None = None, *, float32: bool = False) -> Tensor:
-        """Returns the latent, (B, C, h, w), not multiplied by 0.18215, on ComfyUI's intermediate device.
-
-        seed: None takes the mode of the distribution; a number draws from it. Other arguments as of `moments`.
-        """
-        moments = self.moments(planes, timestep, float32=float32)
-        if seed is None:
-            latent = mode(moments)
-        else:
-            # Drawn on the CPU, so that a seed gives the same picture on every machine.
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(mode(moments).shape, generator=generator)
-            latent = sample(moments, noise.to(moments))
-        return latent.to(device=mm.intermediate_device(), dtype=intermediate_dtype())
 
 
 def _attention(device: torch.device) -> Attend:
