@@ -20,6 +20,7 @@ from training.losses import (
     diffusion_loss,
     guidance_scale,
     mse,
+    shifted,
     tavsd,
 )
 from training.teacher import Teacher
@@ -92,6 +93,14 @@ def test_tavsd_matches_the_official_numbers(
     assert relative_error(z0.grad, recorded[f"{name}.grad_latents"]) <= TOLERANCE
     assert relative_error(2 * result.gradient / z0.numel(), recorded[f"{name}.grad_latents"]) <= TOLERANCE
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_images_are_shifted_alike() -> None:
+    image = torch.arange(16.0).expand(1, 3, 16, 16) + 16 * torch.arange(16.0)[:, None]
+    part, same = shifted((image, image.clone()), 2, 5, 7)
+    assert torch.equal(part, same) and part.shape == (1, 3, 9, 9)
+    assert part[0, 0, 0, 0].item() == 16 * 2 + 5 and part[0, 0, 8, 8].item() == 16 * 10 + 13
+    assert torch.equal(shifted((image,), 0, 0, 0)[0], image)
 
 
 def test_weaker_guidance_pulls_less() -> None:

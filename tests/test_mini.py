@@ -20,7 +20,7 @@ from training.mini.networks import MiniStudent
 from training.mini.pretraining import PretrainingConfig, learning_rate, pretrain
 from training.mini.start import follow_timestep
 from training.mini.teacher import DEGRADED, PHOTOGRAPH, TeacherConfig, TeacherStage, write_teacher
-from training.mini.vae import LPIPS_SHIFT, VaeConfig, VaeStage, load_vae, shifted, standardise, write_vae
+from training.mini.vae import VaeConfig, VaeStage, load_vae, standardise, write_vae
 from training.prompts import PromptBook
 
 TIMESTEPS = (1, 500, 999)
@@ -92,18 +92,6 @@ def test_standardising_keeps_the_picture(picture: torch.Tensor) -> None:
     assert latent.std(dim=(0, 2, 3)).tolist() == pytest.approx([1.0] * 4, rel=1e-4)
     late = networks.encode(picture, torch.tensor([999]))
     assert late.mean(dim=(0, 2, 3)).abs().max() < 0.25, "a constant part would be multiplied by 15 in x0"
-
-
-def test_images_are_shifted_alike_and_to_every_place() -> None:
-    torch.manual_seed(0)
-    image = torch.arange(16.0).expand(1, 3, 16, 16) + 16 * torch.arange(16.0)[:, None]
-    places = set()
-    for _ in range(500):
-        part, same = shifted(image, image.clone())
-        assert torch.equal(part, same) and part.shape == (1, 3, 16 - LPIPS_SHIFT, 16 - LPIPS_SHIFT)
-        assert (part[0, 0, 1, 1] - part[0, 0, 0, 0]).item() == 17
-        places.add(part[0, 0, 0, 0].item())
-    assert len(places) > 0.9 * (LPIPS_SHIFT + 1) ** 2
 
 
 def test_the_discriminator_learns_to_tell_photographs_from_blurred_ones(lpips_network: Callable[[str], LPIPS]) -> None:

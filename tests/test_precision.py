@@ -68,7 +68,6 @@ def test_a_tile_can_be_encoded_in_float32(comfy_inprocess: InProcessComfy, model
     assert torch.allclose(half.moments(planes, 500, float32=True), expected, atol=1e-5)
     assert not torch.allclose(half.moments(planes, 500), expected, atol=1e-5)
     assert {t.dtype for t in half.model.parameters()} == {torch.bfloat16}
-    assert torch.equal(half.moments(planes, 500, float32=True), exact.moments(planes, 500))
 
 
 def test_an_unknown_precision_is_refused(comfy_inprocess: InProcessComfy, models: Path) -> None:

@@ -111,6 +111,8 @@ class TrainConfig:
     """Weight of the reconstruction loss (C)."""
     lpips_weight: Weight = 2.0
     """Weight of LPIPS with VGG (C)."""
+    lpips_shift: Annotated[int, Span(0, 15)] = 0
+    """LPIPS looks at crops smaller by so many pixels, at random places (ours; C: 0); see `training.losses.shifted`."""
     distillation_weight: Weight = 1.0
     """Weight of the score distillation (C; P eq. 9 gives no value)."""
 

@@ -6,7 +6,7 @@ latent, the timesteps (B,) and the context (B, tokens, width).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,3 +129,13 @@ def diffusion_loss(fake_score: Score, z0: Tensor, noise: Tensor, timestep: Tenso
     """
     z_t = add_noise(z0.detach(), noise, timestep)
     return (fake_score(z_t, timestep, context) - noise).square().mean(dim=(1, 2, 3))
+
+
+def shifted(images: Sequence[Tensor], top: int, left: int, room: int) -> list[Tensor]:
+    """Returns the part of each image, (B, C, H, W), that begins at (top, left), `room` pixels less high and wide.
+
+    With top and left drawn from 0..room, a perceptual network's pooling grid lies anywhere on the decoder's. Where
+    it always lies alike, small students answer with a regular pattern.
+    """
+    height, width = (side - room for side in images[0].shape[2:])
+    return [image[:, :, top : top + height, left : left + width] for image in images]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.config import TrainConfig
-from training.losses import blurred_mse, diffusion_loss, mse, tavsd
+from training.losses import blurred_mse, diffusion_loss, mse, shifted, tavsd
 from training.lpips import LPIPS
-from training.randomness import sample_noise
+from training.randomness import sample_integers, sample_noise
 from training.teacher import Teacher
 from training.timesteps import distillation_timesteps, fake_score_timesteps, student_timesteps
 
@@ -71,7 +71,7 @@ def student_loss(
     loss = config.mse_weight * parts["mse"]
     if config.lpips_weight:
         with clock("lpips"), networks.perceptual_autocast():
-            parts["lpips"] = _perceptual_distance(config, networks.perceptual, image, batch.hq).mean()
+            parts["lpips"] = _perceptual_distance(config, networks.perceptual, image, batch).mean()
         loss = loss + config.lpips_weight * parts["lpips"]
     if config.distillation != "none":
         with clock("distillation"):
@@ -80,11 +80,15 @@ def student_loss(
     return loss, {name: part.item() for name, part in parts.items()}, x0.detach()
 
 
-def _perceptual_distance(config: TrainConfig, perceptual: LPIPS, image: Tensor, hq: Tensor) -> Tensor:
+def _perceptual_distance(config: TrainConfig, perceptual: LPIPS, image: Tensor, batch: MicroBatch) -> Tensor:
     """Returns LPIPS, (B,); VGG's features are the largest tensors of a step, which checkpointing computes again."""
+    room = config.lpips_shift
+    first = batch.indices[0]  # one place for the micro batch
+    top, left = sample_integers(config.seed, "LPIPS shift", (2 * first, 2 * first + 1), 0, room).tolist()
+    parts = shifted((image, batch.hq), top, left, room)
     if not config.gradient_checkpointing:
-        return perceptual(image, hq)
-    distance = checkpoint(perceptual, image, hq, use_reentrant=False)
+        return perceptual(*parts)
+    distance = checkpoint(perceptual, *parts, use_reentrant=False)
     assert isinstance(distance, Tensor)
     return distance
 

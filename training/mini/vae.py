@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 from training.data import open_validation_set
+from training.losses import shifted
 from training.lpips import LPIPS
 from training.mini.discriminator import Discriminator, hinge_loss, realism_loss
 from training.mini.networks import MiniStudent
@@ -28,7 +29,7 @@ from training.mini.start import follow_timestep
 VAE_FILE = "vae.safetensors"
 NETWORKS = "networks."  # of the stage's parameters
 VAE_PARTS = ("encoder.", "decoder.", "post_quant_conv.")  # of MiniStudent
-LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `shifted`
+LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `training.losses.shifted`
 IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2)\.")  # what residual blocks add to their shortcuts
 MEASURED_PICTURES = 64
 
@@ -75,28 +76,20 @@ class VaeStage(Stage):
         result = self.networks.decode(latent + config.latent_noise * torch.randn_like(latent))
         l1 = (result - hq).abs().mean()
         count = config.lpips_samples
-        ours, real = (self.perceptual.features(part) for part in shifted(result[:count], hq[:count]))
+        top, left = torch.randint(LPIPS_SHIFT + 1, (2,)).tolist()
+        parts = shifted((result[:count], hq[:count]), top, left, LPIPS_SHIFT)
+        ours, real = (self.perceptual.features(part) for part in parts)
         lpips = self.perceptual.distance(ours, real).mean()
         size = latent.square().mean()
         loss = config.l1_weight * l1 + config.lpips_weight * lpips + config.latent_weight * size
-        parts = {"l1": l1, "lpips": lpips, "latent": size}
+        shown = {"l1": l1, "lpips": lpips, "latent": size}
         if progress < config.judge_from:
-            return Losses(loss, None, parts)
+            return Losses(loss, None, shown)
         assert self.judge is not None
         realism = realism_loss(self.judge(ours)).mean()
         judged = hinge_loss(self.judge(real), self.judge([feature.detach() for feature in ours]))
         loss = loss + config.realism_weight * realism
-        return Losses(loss, judged, parts | {"realism": realism, "judged": judged})
-
-
-def shifted(*images: Tensor) -> list[Tensor]:
-    """Returns the same random part of all images, (B, 3, H, W), LPIPS_SHIFT pixels less high and wide.
-
-    Otherwise VGG's pooling grid would always lie in the same way on the decoder's, which answers with a dotted texture.
-    """
-    top, left = torch.randint(LPIPS_SHIFT + 1, (2,)).tolist()
-    height, width = (side - LPIPS_SHIFT for side in images[0].shape[2:])
-    return [image[:, :, top : top + height, left : left + width] for image in images]
+        return Losses(loss, judged, shown | {"realism": realism, "judged": judged})
 
 
 @torch.no_grad()
