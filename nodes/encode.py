@@ -15,7 +15,7 @@ from .memory import encoder_cost
 from .networks import encoder_network
 from .phase_run import PhaseRun
 from .phases import draw_latent, enlarge_picture, result_size, start
-from .plan import DEFAULT_OVERLAP, padded_size, plan_phase
+from .plan import padded_size, plan_phase
 from .progress import Progress
 from .sockets import (
     CATEGORY,
@@ -74,7 +74,7 @@ class TADSREncode(io.ComfyNode):
         encoding: str = ENCODINGS[0],
         seed: int = 0,
         tile: int = 0,
-        overlap: int = DEFAULT_OVERLAP,
+        overlap: int = 0,
     ) -> io.NodeOutput:
         check_timestep(timestep)
         size = result_size(check_image(image), scale, width, height)

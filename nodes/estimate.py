@@ -15,7 +15,7 @@ from .forecast import Forecast
 from .images import check_image
 from .memory import MEGABYTE
 from .phases import result_size
-from .plan import DEFAULT_OVERLAP, plan_upscale
+from .plan import plan_upscale
 from .sockets import CATEGORY, Encoder, exact_size_inputs, image_input, scale_input, tile_inputs
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TADSREstimate(io.ComfyNode):
         width: int = 0,
         height: int = 0,
         tile: int = 0,
-        overlap: int = DEFAULT_OVERLAP,
+        overlap: int = 0,
     ) -> io.NodeOutput:
         size = result_size(check_image(image), scale, width, height)
         plan = plan_upscale(model, encoder, vae, size, tile, overlap)

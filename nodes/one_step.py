@@ -15,7 +15,7 @@ from .encode import TIMESTEPS_KEY
 from .memory import prediction_cost
 from .networks import may_be_cut, prediction_network
 from .phase_run import Passage, PhaseRun
-from .plan import DEFAULT_OVERLAP, plan_phase
+from .plan import plan_phase
 from .progress import Progress
 from .sampling import Conditioning
 from .sockets import CATEGORY, tile_inputs
@@ -66,7 +66,7 @@ class TADSROneStep(io.ComfyNode):
         conditioning: Conditioning | None = None,
         timestep: int | None = None,
         tile: int = 0,
-        overlap: int = DEFAULT_OVERLAP,
+        overlap: int = 0,
     ) -> io.NodeOutput:
         samples = latent["samples"]
         timesteps = choose_timesteps(latent, timestep)

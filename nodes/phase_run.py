@@ -78,7 +78,7 @@ class PhaseRun:
         run.largest = self._largest
         cut = not tiles.is_whole or self._largest is not None
         try:
-            if cut or picture.sample is not None:
+            if network.tileable and (cut or picture.sample is not None):
                 one.share_norms(self.plan.area if self._largest is None else self._largest**2)
             if not cut:
                 one.norms = None  # a whole picture has statistics of its own; only the sample goes on
@@ -88,7 +88,17 @@ class PhaseRun:
         self._batch, self._largest = run.batch, run.largest
         if run.redone:
             logging.warning(f"TADSR: {run.redone} tiles came out unusable and were made again in float32")
-        return Passage(result, None if one.sample is None else network.finish(one.sample))
+        return Passage(result, self._sample_after(network, picture, one, result))
+
+    def _sample_after(self, network: PhaseNetwork, picture: Passage, one: _OnePicture, result: Tensor) -> Tensor | None:
+        """Returns the sample for the next phase."""
+        if one.sample is not None:
+            return network.finish(one.sample)
+        if network.tileable or picture.sample is None:
+            return None
+        # A conditioning for places in the picture would mean other places in the sample: it is a copy of the result.
+        sides = (side // network.source_factor * network.result_factor for side in picture.sample.shape[-2:])
+        return resize_bicubic(result, tuple(sides))
 
     def _on_shrink(self, run: TiledRun, one: _OnePicture) -> None:
         mm.soft_empty_cache()
@@ -136,7 +146,8 @@ class _OnePicture:
         source = self.picture.whole if self.picture.sample is None else self.picture.sample
         factor = self.network.source_factor
         height, width = sample_size(source.shape[-2] // factor, source.shape[-1] // factor, area=area)
-        return resize_bicubic(source, (height * factor, width * factor))
+        # In float32: torch has no antialiased resizing of half precision on a CPU.
+        return resize_bicubic(source.float(), (height * factor, width * factor))
 
     def _gather(self, sample: Tensor) -> None:
         network = self.network

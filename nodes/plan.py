@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .encoder_patcher import EncoderPatcher
 
-DEFAULT_OVERLAP = 64  # pixels of the result
+AUTOMATIC_OVERLAP = 16  # latent pixels; with 8, an SD VAE's tiles differ where they meet: docs/performance.md
 TILE_STEP = 8  # pixels; a tile is rounded up to a multiple
 # Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
 # square of the area, so that a larger one takes longer than the same area in tiles.
@@ -57,17 +57,17 @@ def padded_size(height: int, width: int, downscale: int) -> tuple[int, int]:
 
 
 def plan_phase(
-    cost: Cost, height: int, width: int, *, tile: int = 0, overlap: int = DEFAULT_OVERLAP, whole: bool = False
+    cost: Cost, height: int, width: int, *, tile: int = 0, overlap: int = 0, whole: bool = False
 ) -> PhasePlan:
     """Returns how a phase runs over a latent of height x width pixels, with the memory that is free now.
 
-    tile: pixels of the result, rounded up to a multiple of 8; 0 is the whole picture where it fits, else the largest
-    tile that does. overlap: pixels of the result; at most half of a tile that was chosen automatically. whole: never
-    cut. Raises ValueError where a tile given is not larger than the overlap.
+    tile: pixels of the result, rounded up to a multiple of 8; 0 is the whole picture where it fits and is not above
+    LARGEST_SIDE, else the largest tile that does. overlap: pixels of the result; 0 is 16 latent pixels; at most half of
+    a tile chosen automatically. whole: never cut. Raises ValueError where a tile given is not twice the overlap.
     """
     check_tiles(tile, overlap)
     area = max(SMALLEST_TILE**2, min(pixels_that_fit(cost), (LARGEST_SIDE[cost.phase] // cost.downscale) ** 2))
-    latent_overlap = math.ceil(overlap / cost.downscale)
+    latent_overlap = math.ceil(overlap / cost.downscale) or AUTOMATIC_OVERLAP
     if whole:
         side = max(height, width)
     elif tile:
@@ -76,9 +76,7 @@ def plan_phase(
         side = max(height, width)
     else:
         side = max(SMALLEST_TILE, math.isqrt(area) // cost.multiple * cost.multiple)
-    # The smallest tile may be larger than the one asked for, never smaller: only overlaps need care.
-    latent_overlap = min(latent_overlap, side // 2 if not tile else side - 1)
-    tiles = plan_tiles(height, width, tile=side, overlap=latent_overlap, multiple=cost.multiple)
+    tiles = plan_tiles(height, width, tile=side, overlap=min(latent_overlap, side // 2), multiple=cost.multiple)
     at_once = 1 if mm.is_device_cpu(cost.patcher.load_device) else area // (tiles.tile_height * tiles.tile_width)
     batch = max(1, min(at_once, len(tiles.tiles)))
     return PhasePlan(cost, tiles, batch, area)
@@ -93,10 +91,10 @@ def check_tiles(tile: int, overlap: int) -> None:
     """Raises ValueError for a tile or overlap, pixels of the result, that no picture can be cut with."""
     if tile < 0 or overlap < 0:
         raise ValueError(f"tile is {tile} and overlap {overlap} pixels; accepted are 0 and more")
-    if tile and overlap >= rounded_tile(tile):
+    if tile and 2 * overlap > rounded_tile(tile):
         raise ValueError(
-            f"overlap is {overlap} pixels and tile {tile}; accepted are overlaps smaller than the tile. Choose a "
-            f"smaller overlap ({DEFAULT_OVERLAP} is the default), a larger tile, or the tile 0 (automatic)"
+            f"overlap is {overlap} pixels and tile {tile}; accepted are overlaps up to half the tile. Choose a smaller "
+            f"overlap (0 is automatic), a larger tile, or the tile 0 (automatic)"
         )
 
 
@@ -143,7 +141,7 @@ def plan_upscale(
     vae: comfy.sd.VAE,
     size: tuple[int, int],
     tile: int = 0,
-    overlap: int = DEFAULT_OVERLAP,
+    overlap: int = 0,
     predict_whole: bool = False,
 ) -> UpscalePlan:
     """Returns how a result of `size` (height, width) pixels is made with the memory that is free now.

@@ -61,7 +61,7 @@ class LivePreview:
         rows, columns = slice(shown.top, shown.bottom, self._step), slice(shown.left, shown.right, self._step)
         self._down = _on_axis(plan.height, plan.rows, plan.tile_height, factor, rows)
         self._across = _on_axis(plan.width, plan.columns, plan.tile_width, factor, columns)
-        self._before = enlarged[:, :RGB, rows, columns]
+        self._before = enlarged[:, :RGB, rows, columns].cpu().contiguous()  # so that it does not keep all of `enlarged`
         self._coverage = torch.zeros(-(-shown.height // self._step), -(-shown.width // self._step))
         self._counted = 0
         self._last = 0.0

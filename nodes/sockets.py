@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..tadsr.color import COLOUR_MATCHES
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
 from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, MIN_TIMESTEP
-from .plan import DEFAULT_OVERLAP, TILE_STEP
+from .plan import TILE_STEP
 
 CATEGORY = "image/upscaling/TADSR"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as core's samplers
@@ -112,17 +112,18 @@ def tile_inputs() -> list[io.Int.Input]:
             optional=True,
             advanced=True,
             tooltip="Side of the tiles in pixels of the result, rounded up to a multiple of 8. 0: automatic; the whole "
-            "picture where it fits in memory, else tiles as large as fit.",
+            "picture where it fits in memory and is quicker so, else tiles.",
         ),
         io.Int.Input(
             "overlap",
-            default=DEFAULT_OVERLAP,
+            default=0,
             min=0,
             max=MAX_SIDE,
             step=TILE_STEP,
             optional=True,
             advanced=True,
-            tooltip="How far tiles overlap and blend, in pixels of the result. More takes longer and hides seams.",
+            tooltip="How far tiles overlap and blend, in pixels of the result, up to half a tile. 0: automatic, which "
+            "hides seams. More takes longer.",
         ),
     ]
 

@@ -15,7 +15,7 @@ from .encoder_patcher import EncoderPatcher
 from .images import check_image
 from .networks import decoder_network, encoder_network, may_be_cut, prediction_network
 from .phases import result_size
-from .plan import DEFAULT_OVERLAP, plan_upscale
+from .plan import plan_upscale
 from .previews import centre_region
 from .progress import Progress
 from .sampling import Conditioning
@@ -97,7 +97,7 @@ class TADSRUpscale(io.ComfyNode):
         encoding: str = ENCODINGS[0],
         seed: int = 0,
         tile: int = 0,
-        overlap: int = DEFAULT_OVERLAP,
+        overlap: int = 0,
         preview_size: int = 0,
     ) -> io.NodeOutput:
         check_timestep(timestep)

@@ -52,9 +52,10 @@ class Upscaling:
         tiles = self.plan.phases[2].tiles
         preview = LivePreview(enlarged, tiles, network.result_factor, network.finish, region)
         decoded = self._run(2, latent, preview)
-        if region is not None and self.wanted is not None:
-            at = region.scaled(network.result_factor)
-            return to_image(finish_part(decoded, at, self.wanted, enlarged, self.plan.downscale, color_match))
+        if not tiles.is_whole:  # coloured as a part of it is, so that a crop preview shows what the whole will be
+            at = (region or tiles.whole).scaled(network.result_factor)
+            wanted = self.wanted or Region(0, 0, *self.plan.size)
+            return to_image(finish_part(decoded, at, wanted, enlarged, self.plan.downscale, color_match))
         result = finish(decoded.whole, enlarged, color_match)
         return to_image(result if self.wanted is None else self.wanted.of(result))
 

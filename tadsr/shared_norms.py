@@ -69,15 +69,6 @@ class SharedNorms:
         if calls % max(1, len(self.statistics)):
             raise RuntimeError(f"{calls} calls of GroupNorm do not repeat the {len(self.statistics)} recorded ones")
 
-    def around(self, network: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function that calls the network with the statistics applied."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.applied():
-                return network(*args, **kwargs)
-
-        return call
-
 
 def pooled_statistics(x: Tensor, groups: int) -> Statistics:
     """Returns each group's mean and variance over all pixels of the batch. x: (B, C, ...)."""

@@ -113,17 +113,15 @@ class TiledRun:
             self.batch = batch // 2
             return
         side = max(plan.tile_height, plan.tile_width)
-        if side // 2 < max(self.smallest, plan.multiple, plan.overlap + 1):
-            raise SmallestTileError(
-                f"memory is too short for the smallest tile, {plan.tile_width}x{plan.tile_height} latent pixels "
-                f"with an overlap of {plan.overlap}"
-            )
+        if side // 2 < max(self.smallest, plan.multiple):
+            raise SmallestTileError(f"memory is too short for {plan.tile_width}x{plan.tile_height} latent pixels")
         self.largest = side // 2
 
 
 def _plan_within(plan: TilePlan, largest: int) -> TilePlan:
-    """Returns the plan of the parts of one tile, at most `largest` a side."""
-    return plan_tiles(plan.tile_height, plan.tile_width, tile=largest, overlap=plan.overlap, multiple=plan.multiple)
+    """Returns the plan of the parts of one tile, at most `largest` a side, which overlap by half of it at most."""
+    overlap = min(plan.overlap, largest // 2)
+    return plan_tiles(plan.tile_height, plan.tile_width, tile=largest, overlap=overlap, multiple=plan.multiple)
 
 
 def _is_finite(result: Tensor) -> bool:

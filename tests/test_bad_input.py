@@ -269,7 +269,7 @@ def test_sampling_replaced_by_another_node(comfy: InProcessComfy) -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"tile": 64, "overlap": 64}, ("overlap is 64", "tile 64", "smaller than the tile")),
+        ({"tile": 64, "overlap": 64}, ("overlap is 64", "tile 64", "up to half the tile")),
         ({"tile": -8}, ("tile", "-8", "min of 0")),
         ({"preview_size": -1}, ("preview_size", "-1", "min of 0")),
     ],

@@ -20,6 +20,7 @@ MINI = "estimate-mini.safetensors"
 SIZE = (320, 256)  # (height, width) of the result
 TILE = 128
 NO_MEMORY_BYTES = 2**60  # more than any machine has
+GPU_BYTES = 8 * 2**30
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,33 @@ def test_warns_of_a_tile_that_is_too_large(mini: Pack, monkeypatch: pytest.Monke
     assert "Warning" not in estimate(mini, picture(8, 8), tile=64, overlap=32, width=512, height=512)[0].report
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_no_byte_of_memory_counts_twice(mini: Pack, monkeypatch: pytest.MonkeyPatch, dynamic: bool) -> None:
+    import comfy.memory_management
+    import comfy.model_management as mm
+    import comfy_aimdo.model_vbar
+    from comfy.model_patcher import ModelPatcher
+
+    memory = mini.comfy.module("nodes.memory")
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    own, other = (ModelPatcher(nn.Linear(1000, width), gpu, cpu) for width in (3000, 5000))
+    own.model.model_loaded_weight_memory = own.model_size() // 2
+    other.model.model_loaded_weight_memory = other.model_size()
+    held = own.loaded_size() + other.loaded_size()
+    monkeypatch.setattr(mm, "current_loaded_models", [mm.LoadedModel(own), mm.LoadedModel(other)])
+    monkeypatch.setattr(mm, "get_free_memory", lambda *_: GPU_BYTES - held)
+    # Under dynamic VRAM a patcher counts what weights hold as free, too.
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
+    monkeypatch.setattr(comfy_aimdo.model_vbar, "vbars_analyze", lambda *_: held)
+    assert own.get_free_memory(gpu) == GPU_BYTES - (0 if dynamic else held)
+
+    for_activations = GPU_BYTES - mm.extra_reserved_memory() - own.model_size()
+    assert memory.can_be_free(own) == for_activations
+    assert memory.free_for_activations(own) == for_activations - other.model_size()
+
+
 def test_bad_inputs_are_refused_as_by_the_run(mini: Pack) -> None:
-    with pytest.raises(PromptError, match="overlaps smaller than the tile"):
+    with pytest.raises(PromptError, match="overlaps up to half the tile"):
         estimate(mini, picture(16, 16), tile=64, overlap=64)
     with pytest.raises(PromptError, match="accepted are 1 .grey., 3"):
         estimate(mini, torch.zeros(1, 8, 8, 2))

@@ -81,7 +81,7 @@ def test_a_tile_larger_than_the_picture_is_the_whole_picture(pack: Pack) -> None
     assert all(phase.tiles.is_whole for phase in planned(pack, (300, 200), tile=4096).phases)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(512, 512), (512, 4000), (5, 8), (-8, 64), (0, -1)])
+@pytest.mark.parametrize(("tile", "overlap"), [(512, 512), (512, 264), (512, 4000), (5, 8), (-8, 64), (0, -1)])
 def test_tiles_that_cannot_be_are_refused(pack: Pack, tile: int, overlap: int) -> None:
     with pytest.raises(ValueError, match=f"{overlap}.*accepted are"):
         planned(pack, (1024, 1024), tile=tile, overlap=overlap)

@@ -113,9 +113,14 @@ def test_a_batch_of_mixed_alpha_equals_its_pictures_one_by_one(pack: Pack) -> No
     assert (together - apart).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("small_sample", [False, True])
 @pytest.mark.parametrize("color_match", ["adain", "wavelet", "none"])
 @pytest.mark.parametrize("side", [1, 40, 1000])
-def test_the_crop_preview_is_the_centre_of_the_result(mini: Pack, color_match: str, side: int) -> None:
+def test_the_crop_preview_is_the_centre_of_the_result(
+    mini: Pack, color_match: str, side: int, small_sample: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if small_sample:
+        cap_sample(mini, monkeypatch)
     image = picture(40, 63, channels=4)
     result = mini.upscale(image, color_match=color_match, **TILES)
     preview = mini.upscale(image, color_match=color_match, preview_size=side, **TILES)
@@ -137,6 +142,31 @@ def test_the_crop_preview_runs_only_the_tiles_that_it_needs(pack: Pack) -> None:
 def test_the_crop_preview_of_a_whole_picture_is_cut_from_it(pack: Pack) -> None:
     image = picture(24, 40)
     assert torch.equal(pack.upscale(image, preview_size=50), pack.upscale(image)[:, 23:73, 55:105])
+
+
+def cap_sample(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the copies that statistics come from smaller than the test's pictures, as they are of large ones."""
+    sides = mini.comfy.module("nodes.plan").LARGEST_SIDE
+    for phase in sides:
+        monkeypatch.setitem(sides, phase, 96)
+
+
+def test_tiles_look_as_the_whole_with_the_statistics_of_a_small_copy(
+    mini: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(40, 63)
+    whole = mini.upscale(image)
+    cap_sample(mini, monkeypatch)
+    assert mean_levels(mini.upscale(image), whole) < 4.0
+
+
+def test_a_prompt_for_a_part_of_the_picture_stays_in_its_place(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The area lies outside the small copy, which must not go through the UNet with it."""
+    image = picture(40, 63)
+    cap_sample(mini, monkeypatch)
+    prompt = mini.prompt[0][0]
+    areas = [[prompt, {"area": (16, 16, 20, 44), "strength": 1.0, "set_area_to_bounds": False}], [prompt, {}]]
+    assert mean_levels(mini.upscale(image, conditioning=areas), mini.upscale(image)) < 4.0
 
 
 @contextmanager

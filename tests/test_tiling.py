@@ -157,7 +157,7 @@ def test_finished_tiles_stay_when_memory_runs_out_later() -> None:
 
 
 def test_too_little_memory_for_the_smallest_tile_names_it() -> None:
-    with pytest.raises(SmallestTileError, match=r"\d+x\d+ latent pixels with an overlap of 4"):
+    with pytest.raises(SmallestTileError, match=r"too short for \d+x\d+ latent pixels"):
         run_with(Memory(10))(picture(120, 120), plan_tiles(120, 120, tile=64, overlap=4))
 
 
