@@ -86,7 +86,9 @@ def pixels_that_fit(cost: Cost) -> int:
 def free_for_activations(patcher: ModelPatcher) -> int:
     """Returns the bytes that are free on the network's device once its weights are there."""
     device = patcher.load_device
-    free = patcher.get_free_memory(device) - mm.extra_reserved_memory()
+    # Not the patcher's own get_free_memory: under dynamic VRAM it counts all loaded weights as free, this network's
+    # and those that `can_be_free` adds.
+    free = mm.get_free_memory(device) - mm.extra_reserved_memory()
     weights = 0 if mm.is_device_cpu(device) else patcher.model_size() - patcher.loaded_size()
     return int(free - weights)
 
