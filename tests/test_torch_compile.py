@@ -61,6 +61,10 @@ def test_a_compiled_model_gives_the_same_latent(comfy_inprocess: InProcessComfy)
     error = float((result - expected).abs().max() / expected.std())
     assert 0 <= error <= TOLERANCE
 
+    tiles = {"tile": 64, "overlap": 16}  # tiles share statistics, which a compiled network cannot be given
+    in_tiles = comfy_inprocess.node("TADSROneStep").execute(compiled, latent, **tiles).result[0]["samples"]
+    assert torch.equal(in_tiles, pack.one_step(latent, **tiles)["samples"])
+
 
 @torch.inference_mode()
 def test_a_second_network_can_be_made_from_the_files(comfy_inprocess: InProcessComfy) -> None:
