@@ -15,6 +15,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     import comfy.sd
 
+# In the texts of torch's plain RuntimeErrors: of MPS, of its CPU allocator on Linux and macOS, and on Windows.
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 def intermediate_dtype() -> torch.dtype:
     """Returns the dtype of tensors between nodes. ComfyUI 0.16 has no such setting: float32."""
@@ -42,10 +45,10 @@ def ensure_own_decoder(vae: comfy.sd.VAE, config: dict[str, Any], state: Mapping
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether the error means that memory ran out; ComfyUI 0.16 knows fewer kinds of it."""
-    if hasattr(mm, "is_oom"):
-        return mm.is_oom(error)
-    return isinstance(error, mm.OOM_EXCEPTION)
+    """Returns whether the error means that memory ran out: ComfyUI knows that of GPUs, and 0.16 not all of it."""
+    if mm.is_oom(error) if hasattr(mm, "is_oom") else isinstance(error, mm.OOM_EXCEPTION):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
 
 
 def run_eagerly() -> AbstractContextManager[None]:
