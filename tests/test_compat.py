@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import pytest
@@ -45,3 +46,10 @@ def test_other_errors_are_not_out_of_memory(compat: ModuleType) -> None:
         torch.empty(2, 3) @ torch.empty(2, 3)
     assert not compat.is_out_of_memory(raised.value)
     assert not compat.is_out_of_memory(ValueError("the text 'out of memory' of another kind of error"))
+
+
+def test_torch_without_stances_runs(compat: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("torch._dynamo")  # as a compiled network does
+    monkeypatch.delattr(torch.compiler, "set_stance")
+    with compat.run_eagerly():
+        assert torch.ones(2).sum() == 2
