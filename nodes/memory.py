@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1e6
 MORE_MEMORY = (
-    "Close other programs that use it, or start ComfyUI with --lowvram or, for the whole run on the processor, "
-    "with --cpu"
+    "Close other programs that use it, choose bf16 or fp16 as precision in Load TADSR Model, or start ComfyUI with "
+    "--cpu, for the whole run on the processor"
 )
 COMFORTABLE_SIDE = 768  # pixels of a square tile: overlaps then cost little, and nothing is moved out for a larger one
 
