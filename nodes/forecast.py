@@ -48,7 +48,7 @@ class Forecast:
     def fits(self, phase: PhasePlan) -> bool:
         """Returns whether there is memory for the phase, other models moved out if need be."""
         # Planned within what was free a moment ago; what is free now may be a little less.
-        planned_to_fit = SMALLEST_TILE**2 < phase.area >= self._pixels(phase)
+        planned_to_fit = phase.area > SMALLEST_TILE**2 and phase.area >= self._pixels(phase)
         return planned_to_fit or self.activations(phase) <= _free(phase)
 
     def warnings(self) -> list[str]:
