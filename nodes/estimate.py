@@ -32,8 +32,8 @@ class TADSREstimate(io.ComfyNode):
             node_id="TADSREstimate",
             display_name="Estimate TADSR Upscale",
             category=CATEGORY,
-            description="Says what Upscale with TADSR would take with the same inputs, before it runs: size, tiles, "
-            "memory, time on this machine, and whether it fits. Runs no network.",
+            description="Says what Upscale with TADSR would take for the same image, size and tiles and one plain "
+            "prompt, before it runs: size, tiles, memory, time on this machine, and whether it fits. Runs no network.",
             search_aliases=["tadsr estimate", "tadsr vram", "upscale time", "tile plan"],
             is_output_node=True,
             inputs=[
@@ -55,7 +55,8 @@ class TADSREstimate(io.ComfyNode):
                     tooltip="At the peak on the networks' device: the weights and activations of one network.",
                 ),
                 io.Float.Output(
-                    display_name="seconds", tooltip="For the whole batch; 0 before the first run with this model."
+                    display_name="seconds",
+                    tooltip="For the whole batch, roughly; 0 before the first run with this model.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
