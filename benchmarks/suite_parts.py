@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "tests"))  # ComfyUI in this process, and the nodes as functions
@@ -97,18 +98,23 @@ def difference(pack: Pack, side: int) -> Figures:
 
     Tiles are asked for while the memory is there, so that the statistics are the whole picture's; the last figure is
     of a run that may take the memory of a quarter of the picture.
-    Of weights whose pictures have less contrast than a photograph, the difference is scaled up to that contrast.
+    Pictures with less contrast than a photograph, as random weights make, are first given that contrast.
     """
     image = picture(LEFT, side // SCALE)
     whole = Phases(pack, side, (side, side, side)).restore(image)
-    scale = max(1.0, PHOTOGRAPH_CONTRAST / float(whole.std())) * BYTE_MAX
+    contrast = max(1.0, PHOTOGRAPH_CONTRAST / float(whole.std()))
+    mean = whole.mean(dim=(-2, -1), keepdim=True)
+
+    def shown(result: Tensor) -> Tensor:
+        return ((result - mean) * contrast + mean).clamp(0.0, 1.0) * BYTE_MAX
+
     tile = side // TILES_ACROSS
     ways = {"encoder": (tile, side, side), "decoder": (side, side, tile), "all phases": (tile, tile, tile)}
     results = {name: Phases(pack, side, tiles).restore(image) for name, tiles in ways.items()}
     decoding = pack.comfy.module("nodes.memory").decoder_cost(pack.vae)
     limit_memory(pack, decoding.bytes_for((tile // decoding.downscale) ** 2))
     results["memory for a quarter"] = Phases(pack, side, (0, 0, 0)).restore(image)
-    changes = {name: (result - whole).abs() * scale for name, result in results.items()}
+    changes = {name: (shown(result) - shown(whole)).abs() for name, result in results.items()}
     return {name: {"mean": float(change.mean()), "largest": float(change.max())} for name, change in changes.items()}
 
 
