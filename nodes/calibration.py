@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from ..tadsr.geometry import Region
+from .memory import PREDICT
 from .plan import PhasePlan
 
 # Time of the phases for one latent pixel before anything was measured, relative to each other.
-TYPICAL_SHARES = {"encode": 0.3, "predict": 0.2, "decode": 0.5}
+TYPICAL_SHARES = {"encode": 0.3, PREDICT: 0.2, "decode": 0.5}
 
 _seconds_per_pixel: dict[tuple[str, ...], float] = {}
 

@@ -42,8 +42,9 @@ def to_planes(picture: Tensor) -> Tensor:
 
 def to_image(planes: Tensor) -> Tensor:
     """Returns planes as an IMAGE: (B, C, H, W) -> (B, H, W, C), clamped, on ComfyUI's device."""
-    image = planes.clamp(0.0, 1.0).movedim(1, -1)
-    return image.to(device=mm.intermediate_device(), dtype=intermediate_dtype()).contiguous()
+    where = {"device": mm.intermediate_device(), "dtype": intermediate_dtype()}
+    image = planes.movedim(1, -1).to(**where, copy=True, memory_format=torch.contiguous_format)
+    return image.clamp_(0.0, 1.0)
 
 
 def split_alpha(planes: Tensor) -> tuple[Tensor, Tensor | None]:

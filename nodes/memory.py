@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .encoder_patcher import EncoderPatcher
 
 MEGABYTE = 1e6
+PREDICT = "predict"  # the phase of the UNet
 MORE_MEMORY = (
     "Close other programs that use it, choose bf16 or fp16 as precision in Load TADSR Model, or start ComfyUI with "
     "--cpu, for the whole run on the processor"
@@ -50,7 +51,7 @@ def prediction_cost(model: ModelPatcher) -> Cost:
     latents = model.get_model_object("latent_format")
     halvings = len(model.model.model_config.unet_config["channel_mult"]) - 1
     return Cost(
-        phase="predict",
+        phase=PREDICT,
         patcher=model,
         dtype=model.model.get_dtype_inference(),
         bytes_per_pixel=model.model.memory_required((1, latents.latent_channels, 1, 1)),

@@ -15,7 +15,7 @@ from ..tadsr.geometry import Region, resize_bicubic, sample_size
 from ..tadsr.shared_norms import SharedNorms
 from ..tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
 from .compat import is_out_of_memory, run_eagerly
-from .memory import not_enough
+from .memory import PREDICT, not_enough
 from .networks import PhaseNetwork
 from .plan import PhasePlan
 
@@ -78,8 +78,8 @@ class PhaseRun:
         run.largest = self._largest
         cut = not tiles.is_whole or self._largest is not None
         try:
-            if network.tileable and (cut or picture.sample is not None):
-                one.share_norms(self.plan.area if self._largest is None else self._largest**2)
+            if network.tileable and (picture.sample is not None or (cut and one.shares)):
+                one.share_norms(self.plan.sample_area if self._largest is None else self._largest**2)
             if not cut:
                 one.norms = None  # a whole picture has statistics of its own; only the sample goes on
             result = network.finish(run(picture.whole, tiles, region))
@@ -97,8 +97,8 @@ class PhaseRun:
         if network.tileable or picture.sample is None:
             return None
         # A conditioning for places in the picture would mean other places in the sample: it is a copy of the result.
-        sides = (side // network.source_factor * network.result_factor for side in picture.sample.shape[-2:])
-        return resize_bicubic(result, tuple(sides))
+        height, width = (side // network.source_factor * network.result_factor for side in picture.sample.shape[-2:])
+        return resize_bicubic(result, (height, width))
 
     def _on_shrink(self, run: TiledRun, one: _OnePicture) -> None:
         mm.soft_empty_cache()
@@ -108,7 +108,7 @@ class PhaseRun:
             return
         side = run.largest * cost.downscale
         logging.warning(f"TADSR: out of memory; {cost.phase} goes on in tiles of at most {side}x{side} pixels")
-        if one.norms is None:
+        if one.norms is None and one.shares:
             one.share_norms(run.largest**2)
 
 
@@ -117,6 +117,7 @@ class _OnePicture:
 
     def __init__(self, plan: PhasePlan, network: PhaseNetwork, picture: Passage) -> None:
         self.plan, self.network, self.picture = plan, network, picture
+        self.shares = plan.cost.phase != PREDICT or picture.sample is not None
         self.sample: Tensor | None = None
         self.norms: SharedNorms | None = None
 

@@ -11,7 +11,7 @@ import comfy.model_management as mm
 
 from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_size
 from ..tadsr.tiling import SMALLEST_TILE
-from .memory import Cost, decoder_cost, encoder_cost, pixels_that_fit, prediction_cost
+from .memory import PREDICT, Cost, decoder_cost, encoder_cost, pixels_that_fit, prediction_cost
 
 if TYPE_CHECKING:
     import comfy.sd
@@ -23,7 +23,8 @@ AUTOMATIC_OVERLAP = 16  # latent pixels; with 8, an SD VAE's tiles differ where 
 TILE_STEP = 8  # pixels; a tile is rounded up to a multiple
 # Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
 # square of the area, so that a larger one takes longer than the same area in tiles.
-LARGEST_SIDE = {"encode": 1536, "predict": 1024, "decode": 1536}
+LARGEST_SIDE = {"encode": 1536, PREDICT: 1024, "decode": 1536}
+SAMPLE_SIDE = 768  # pixels of the largest square copy from which statistics are gathered for automatic tiles
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class PhasePlan:
     tiles: TilePlan
     batch: int  # tiles at a time
     area: int  # latent pixels that may be held at a time
+    sample_area: int  # the most that the smaller copy may have from which statistics are gathered
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether its tiles would disagree without the whole picture's statistics; a UNet's hardly do."""
+        return not self.tiles.is_whole and self.cost.phase != PREDICT
 
     @property
     def bytes(self) -> int:
@@ -79,7 +86,10 @@ def plan_phase(
     tiles = plan_tiles(height, width, tile=side, overlap=min(latent_overlap, side // 2), multiple=cost.multiple)
     at_once = 1 if mm.is_device_cpu(cost.patcher.load_device) else area // (tiles.tile_height * tiles.tile_width)
     batch = max(1, min(at_once, len(tiles.tiles)))
-    return PhasePlan(cost, tiles, batch, area)
+    # With tiles asked for, tiles that equal the whole are worth more than time.
+    enough = min(height * width // 4, (SAMPLE_SIDE // cost.downscale) ** 2)
+    sample_area = area if tile else min(area, max(SMALLEST_TILE**2, enough))
+    return PhasePlan(cost, tiles, batch, area, sample_area)
 
 
 def rounded_tile(tile: int) -> int:
@@ -118,7 +128,7 @@ class UpscalePlan:
 
     @property
     def sample(self) -> tuple[int, int] | None:
-        """(height, width) in latent pixels of the copy that gives statistics; None where no phase runs in tiles."""
+        """(height, width) in latent pixels of the copy that gives statistics; None where none needs them."""
         return sample_of(self.phases)
 
     @property
@@ -128,11 +138,11 @@ class UpscalePlan:
 
 
 def sample_of(phases: Sequence[PhasePlan]) -> tuple[int, int] | None:
-    """Returns the (height, width), latent pixels, of the copy that all phases have memory for; None if none is cut."""
-    if all(phase.tiles.is_whole for phase in phases):
+    """Returns (height, width), latent pixels, of the copy that gives statistics to all; None if none needs them."""
+    if not any(phase.needs_statistics for phase in phases):
         return None
     tiles = phases[0].tiles
-    return sample_size(tiles.height, tiles.width, area=min(phase.area for phase in phases))
+    return sample_size(tiles.height, tiles.width, area=min(phase.sample_area for phase in phases))
 
 
 def plan_upscale(
@@ -150,7 +160,7 @@ def plan_upscale(
     """
     padded = padded_size(*size, encoder.downscale)
     encode, predict, decode = (
-        plan_phase(cost, *padded, tile=tile, overlap=overlap, whole=predict_whole and cost.phase == "predict")
+        plan_phase(cost, *padded, tile=tile, overlap=overlap, whole=predict_whole and cost.phase == PREDICT)
         for cost in (encoder_cost(encoder), prediction_cost(model), decoder_cost(vae))
     )
     return UpscalePlan(*size, (encode, predict, decode))

@@ -62,4 +62,4 @@ def finish_part(
     rgb = wanted.relative_to(inside).of(rgb)
     if color_match != "none" and is_neutral(reference):
         rgb = to_neutral(rgb)
-    return join_alpha(rgb.clamp(0.0, 1.0), None if alpha is None else wanted.of(alpha))
+    return join_alpha(rgb, None if alpha is None else wanted.of(alpha))

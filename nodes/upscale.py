@@ -118,4 +118,4 @@ class TADSRUpscale(io.ComfyNode):
         latents = [work.encode(picture, draw_seed(encoding, seed, index)) for index, picture in enumerate(image)]
         latents = [work.predict(latent) for latent in latents]
         results = [work.decode(latent, picture, color_match) for picture, latent in zip(image, latents, strict=True)]
-        return io.NodeOutput(torch.cat(results))
+        return io.NodeOutput(results[0] if len(results) == 1 else torch.cat(results))

@@ -55,9 +55,12 @@ class Upscaling:
         if not tiles.is_whole:  # coloured as a part of it is, so that a crop preview shows what the whole will be
             at = (region or tiles.whole).scaled(network.result_factor)
             wanted = self.wanted or Region(0, 0, *self.plan.size)
-            return to_image(finish_part(decoded, at, wanted, enlarged, self.plan.downscale, color_match))
-        result = finish(decoded.whole, enlarged, color_match)
-        return to_image(result if self.wanted is None else self.wanted.of(result))
+            result = finish_part(decoded, at, wanted, enlarged, self.plan.downscale, color_match)
+        else:
+            result = finish(decoded.whole, enlarged, color_match)
+            result = result if self.wanted is None else self.wanted.of(result)
+        del enlarged, decoded  # of a large picture, the next line would be a third copy
+        return to_image(result)
 
     def _run(self, index: int, picture: Passage, preview: LivePreview | None = None) -> Passage:
         phase, region = self.plan.phases[index], self.regions[index]

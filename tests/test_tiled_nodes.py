@@ -220,7 +220,7 @@ def test_tiles_at_a_time_fall_before_their_size_does(mini: Pack, caplog: pytest.
     plan = module("nodes.plan").plan_phase(module("nodes.memory").decoder_cost(mini.vae), 32, 64, tile=64, overlap=16)
 
     def decoded(at_once: int) -> Tensor:
-        run = module("nodes.phase_run").PhaseRun(replace(plan, batch=at_once, area=2 * 16 * 16))
+        run = module("nodes.phase_run").PhaseRun(replace(plan, batch=at_once, sample_area=2 * 16 * 16))
         passage = module("nodes.phase_run").Passage(latent)
         return run(module("nodes.networks").decoder_network(mini.vae), passage, lambda *_: None).whole
 
