@@ -1,12 +1,12 @@
-"""The small networks as a self-contained weights file, and back."""
+"""The small networks as a self-contained weights file."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm, ldm_unet_to_diffusers, ldm_vae_to_diffusers
-from tadsr.weights import Metadata, TadsrWeights, encoder_state_dict
+from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
+from tadsr.weights import Metadata, TadsrWeights
 from training.mini.networks import VAE_NORM_GROUPS, MiniStudent
 
 NAME, LICENSE = "tadsr-mini", "Apache-2.0"
@@ -37,25 +37,10 @@ def weights_from_student(student: MiniStudent, source_sha256: str, steps: int, d
             source_sha256=source_sha256,
             license=LICENSE,
             vae_norm_groups=VAE_NORM_GROUPS,
-            extra={"steps": str(steps), "training": "reconstruction: blurred MSE, L1, LPIPS, adversarial"},
+            extra={"steps": str(steps)},
         ),
     )
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {key: tensor.to(dtype) for key, tensor in tensors.items()}
-
-
-def student_from_weights(weights: TadsrWeights) -> MiniStudent:
-    """Returns the student that `weights_from_student` wrote, float32. Raises RuntimeError for others."""
-    student = MiniStudent()
-    student.encoder.load_state_dict(encoder_state_dict(weights, weights.base_vae))
-    unet = {key.removeprefix("diffusion_model."): tensor.float() for key, tensor in weights.base_unet.items()}
-    student.unet.load_state_dict(ldm_unet_to_diffusers(unet))
-    vae = ldm_vae_to_diffusers({key: tensor.float() for key, tensor in weights.base_vae.items()})
-    for name in ("decoder", "post_quant_conv"):
-        part = {key.removeprefix(f"{name}."): t for key, t in vae.items() if key.startswith(f"{name}.")}
-        getattr(student, name).load_state_dict(part)
-    if weights.prompt is not None:
-        student.prompt.data.copy_(weights.prompt)
-    return student.eval()
