@@ -7,15 +7,19 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from node_pack import NO_BASE, Pack, load_pack, models_folder, picture
+from PIL import Image
 from random_weights import self_contained
 from torch import Tensor, nn
 
 from comfy_in_process import InProcessComfy
+from tadsr.seams import seam_ratio
 from tadsr.tiling import UnusableTileError
 from tadsr.weights import save
 
@@ -102,6 +106,30 @@ def test_any_shape_runs_in_tiles(pack: Pack, size: tuple[int, int]) -> None:
     result = pack.upscale(picture(*size), tile=64, overlap=24)
     assert result.shape == (1, 4 * size[0], 4 * size[1], 3)
     assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
+
+
+@pytest.mark.parametrize("shown", ["photograph", "gradient"])
+@pytest.mark.parametrize("small_sample", [False, True])
+def test_no_seam_shows(
+    mini: Pack, repository: Path, shown: str, small_sample: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture has edges of its own where tiles happen to meet: it is compared with the one made whole."""
+    if shown == "photograph":
+        photograph = Image.open(repository / "assets" / "sample.jpg").convert("RGB").resize((384, 256))
+        image = torch.from_numpy(np.array(photograph)[80:144, 120:216]).float()[None] / 255
+    else:
+        image = torch.linspace(0.2, 0.8, 64)[:, None, None].expand(64, 96, 3)[None].clone()
+    tiles = {"tile": 128, "overlap": 64}
+    whole = mini.upscale(image).movedim(-1, 1)
+    if small_sample:
+        cap_sample(mini, monkeypatch)
+    result = mini.upscale(image, **tiles).movedim(-1, 1)
+    plan = mini.comfy.module("nodes.plan")
+    for cost in ("encoder_cost", "decoder_cost"):
+        network = mini.encoder if cost == "encoder_cost" else mini.vae
+        phase = plan.plan_phase(getattr(mini.comfy.module("nodes.memory"), cost)(network), 64, 96, **tiles)
+        assert len(phase.tiles.tiles) > 4
+        assert seam_ratio(result, phase.tiles, 4) <= 1.05 * seam_ratio(whole, phase.tiles, 4)
 
 
 def test_a_batch_of_mixed_alpha_equals_its_pictures_one_by_one(pack: Pack) -> None:
