@@ -44,8 +44,9 @@ def finish_part(
 ) -> Tensor:
     """Returns a part of the result in the colours that it will have in the whole, with its alpha; (1, 3 or 4, h, w).
 
-    decoded: the part of the picture at `at`, and the decoded sample; wanted: the part of it to return; both in pixels.
-    enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1]; it was padded to a multiple of `downscale`.
+    decoded: the part of the picture at `at`, which is changed, and the decoded sample; wanted: the part of it to
+    return; both in pixels. enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1]; it was padded
+    to a multiple of `downscale`.
     """
     reference, alpha = split_alpha(enlarged)
     inside = grown(wanted, (reference.shape[-2], reference.shape[-1]))

@@ -45,12 +45,12 @@ def estimated_colours(sample: Tensor, reference_sample: Tensor, reference: Colou
 
 def match_adain(result: Tensor, reference: Tensor) -> Tensor:
     """Returns `result` with the mean and standard deviation of `reference`, per image and channel."""
-    return match_colours(result, colours(result), colours(reference))
+    return match_colours(result.clone(), colours(result), colours(reference))
 
 
 def match_colours(part: Tensor, own: Colours, wanted: Colours) -> Tensor:
-    """Returns a part of a picture with the picture's `own` colours turned into those `wanted`."""
-    return (part - own.mean).div_(own.std).mul_(wanted.std).add_(wanted.mean)  # one new picture, not four
+    """Returns a part of a picture, changed in place, with the picture's `own` colours turned into those `wanted`."""
+    return part.sub_(own.mean).div_(own.std).mul_(wanted.std).add_(wanted.mean)
 
 
 def match_wavelet(result: Tensor, reference: Tensor) -> Tensor:

@@ -274,5 +274,5 @@ def test_sampling_replaced_by_another_node(comfy: InProcessComfy) -> None:
         ({"preview_size": -1}, ("preview_size", "-1", "min of 0")),
     ],
 )
-def test_tiles_that_cannot_be(comfy: InProcessComfy, inputs: dict[str, int], words: tuple[str, ...]) -> None:
+def test_tiles_that_cannot_be(comfy: InProcessComfy, inputs: dict[str, Any], words: tuple[str, ...]) -> None:
     assert_error(comfy, prompt_with(**inputs), *words)

@@ -46,7 +46,11 @@ def one_block_weights() -> TadsrWeights:
     not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile on the CPU needs a C++ compiler"
 )
 @torch.inference_mode()
-def test_a_compiled_model_gives_the_same_latent(comfy_inprocess: InProcessComfy) -> None:
+def test_a_compiled_model_gives_the_same_latent(
+    comfy_inprocess: InProcessComfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some other test's package has imported Python's own distutils, which setuptools would insist on replacing.
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     save(models_folder(comfy_inprocess) / "tadsr" / WEIGHTS, one_block_weights())
     pack = load_pack(comfy_inprocess, WEIGHTS)
     comfy_inprocess.load_core_nodes("nodes_torch_compile.py")
