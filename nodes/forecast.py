@@ -82,10 +82,7 @@ class Forecast:
 
     def _pixels(self, phase: PhasePlan) -> int:
         """Returns the latent pixels that go through the phase's network at a time, at most."""
-        tiles = phase.batch * phase.tiles.tile_height * phase.tiles.tile_width
-        if phase.tiles.is_whole:
-            return tiles
-        return max(tiles, self.plan.sample_pixels)
+        return phase.pixels if phase.tiles.is_whole else max(phase.pixels, self.plan.sample_pixels)
 
 
 def _free(phase: PhasePlan) -> int:

@@ -55,16 +55,20 @@ def draw_latent(moments: Tensor, seed: int | None) -> Tensor:
 def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
     """Returns the decoded result at the exact size of the enlarged input, in its colours, with its alpha.
 
-    result: (1, C, H', W') in [0, 1], padded below and to the right; enlarged: (1, 3 or 4, H, W) in [0, 1].
+    result: (1, C, H', W') in [0, 1], padded below and to the right; enlarged: (1, 3 or 4, H, W) in [0, 1]. What a
+    colour match puts outside [0, 1] is left to `to_image`.
     """
     reference, alpha = split_alpha(enlarged)
     height, width = reference.shape[-2:]
     check_padding((result.shape[-2], result.shape[-1]), (height, width))
     rgb = result[:, :RGB, :height, :width].float()
     rgb = COLOUR_MATCHES[color_match](rgb, reference.to(rgb))
-    if color_match != "none" and is_neutral(reference):
-        rgb = to_neutral(rgb)
-    return join_alpha(rgb.clamp(0.0, 1.0), alpha)
+    return join_alpha(kept_grey(rgb, reference, color_match), alpha)
+
+
+def kept_grey(rgb: Tensor, reference: Tensor, color_match: str) -> Tensor:
+    """Returns a result, or a part of one, as grey as the whole reference is, unless its colours are not matched."""
+    return to_neutral(rgb) if color_match != "none" and is_neutral(reference) else rgb
 
 
 def check_padding(size: tuple[int, int], reference: tuple[int, int]) -> None:

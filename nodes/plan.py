@@ -43,9 +43,14 @@ class PhasePlan:
         return not self.tiles.is_whole and self.cost.phase != PREDICT
 
     @property
+    def pixels(self) -> int:
+        """Latent pixels in the network at a time: those of a batch of tiles."""
+        return self.batch * self.tiles.tile_height * self.tiles.tile_width
+
+    @property
     def bytes(self) -> int:
         """Bytes of activations at the peak."""
-        return self.cost.bytes_for(self.batch * self.tiles.tile_height * self.tiles.tile_width)
+        return self.cost.bytes_for(self.pixels)
 
     @property
     def work(self) -> int:

@@ -8,14 +8,13 @@ from ..tadsr.color import (
     WAVELET_REACH,
     colours,
     estimated_colours,
-    is_neutral,
     match_colours,
     match_wavelet,
-    to_neutral,
 )
 from ..tadsr.geometry import Region, pad_to_multiple, resize_bicubic
 from .images import RGB, join_alpha, split_alpha
 from .phase_run import Passage
+from .phases import kept_grey
 
 
 def centre_region(size: tuple[int, int], side: int) -> Region | None:
@@ -60,7 +59,5 @@ def finish_part(
         same_copy = resize_bicubic(padded, (sample.shape[-2], sample.shape[-1]))
         wanted_colours = colours(reference)
         rgb = match_colours(rgb, estimated_colours(sample, same_copy, wanted_colours), wanted_colours)
-    rgb = wanted.relative_to(inside).of(rgb)
-    if color_match != "none" and is_neutral(reference):
-        rgb = to_neutral(rgb)
+    rgb = kept_grey(wanted.relative_to(inside).of(rgb), reference, color_match)
     return join_alpha(rgb, None if alpha is None else wanted.of(alpha))
