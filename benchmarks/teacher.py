@@ -15,19 +15,19 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.quality import BORDER
 from benchmarks.testset import load_test_set
 from host.cache import cache_directory
 from tadsr.geometry import enlarge
 from tadsr.schedule import BETA_END, BETA_START, MIN_TIMESTEP, NUM_TIMESTEPS, add_noise, x0_from_noise
 from training.images import to_picture, to_tensor
-from training.losses import guidance_scale, guided
+from training.losses import Score, guidance_scale, guided
 from training.lpips import LPIPS
 from training.metrics import Reference
 from training.mini.teacher import DEGRADED, PHOTOGRAPH
 from training.prompts import PromptBook
 from training.restore import Restorer
 
-BORDER = 4  # pixels left out of PSNR and SSIM, as in benchmarks.quality
 PREDICTED = (100, 300, 600)  # paper, figure 1 (b)
 SAMPLE_STEPS, SAMPLE_GUIDANCE, SAMPLE_SIDE = 50, (1.0, 3.0), 64  # a side of latents
 GAP = 8  # pixels between the pictures of a sheet
@@ -47,9 +47,15 @@ def ceiling(base: Restorer, pictures: list[Tensor]) -> str:
     return "PSNR-Y {:.2f}, SSIM {:.4f}, LPIPS (Alex) {:.4f}, LPIPS (VGG) {:.4f}".format(*means)
 
 
+def teacher_of(base: Restorer) -> Score:
+    """Returns the base's UNet as a score: what it takes for the noise in a latent."""
+    return lambda latent, timestep, context: base.unet(latent, timestep, context, return_dict=False)[0]
+
+
 @torch.no_grad()
 def predictions(base: Restorer, prompts: PromptBook, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
     """Returns, for each timestep, the noisy picture, the teacher's clean one, and that under guidance."""
+    score = teacher_of(base)
     clean = base.latent(picture, MIN_TIMESTEP, scale=1)
     noise = torch.randn(clean.shape, generator=generator)
     context, negative = (prompts.batch([text]) for text in (PHOTOGRAPH, DEGRADED))
@@ -57,7 +63,6 @@ def predictions(base: Restorer, prompts: PromptBook, picture: Tensor, generator:
     for timestep in PREDICTED:
         steps = torch.tensor([timestep])
         noisy = add_noise(clean, noise, steps)
-        score = lambda z, t, c: base.unet(z, t, c, return_dict=False)[0]  # noqa: E731
         plain = score(noisy, steps, context)
         led = guided(score, noisy, steps, context, negative, guidance_scale(steps))
         shown += [base.decode(latent) for latent in (noisy, *(x0_from_noise(noisy, e, steps) for e in (plain, led)))]
@@ -78,7 +83,7 @@ def draw(base: Restorer, prompts: PromptBook, text: str, guidance: float, genera
     scheduler.set_timesteps(SAMPLE_STEPS)
     latent = torch.randn((1, 4, SAMPLE_SIDE, SAMPLE_SIDE), generator=generator)
     context, negative = (prompts.batch([t]) for t in (text, DEGRADED if text == PHOTOGRAPH else PHOTOGRAPH))
-    score = lambda z, t, c: base.unet(z, t, c, return_dict=False)[0]  # noqa: E731
+    score = teacher_of(base)
     for timestep in scheduler.timesteps:
         steps = timestep[None]
         noise = guided(score, latent, steps, context, negative, torch.tensor([guidance]))

@@ -147,11 +147,11 @@ class _Run:
 
     def __init__(self, stage: Stage, config: PretrainingConfig) -> None:
         self.stage, self.config, self.step = stage, config, 0
-        trained = [parameter for group in stage.groups() for parameter in group["params"]]
-        chosen = {id(parameter) for parameter in trained}
+        groups = stage.groups()
+        chosen = {id(parameter) for group in groups for parameter in group["params"]}
         self.trained = {name: p for name, p in stage.named_parameters() if id(p) in chosen}
         self.average = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        self.optimizer = torch.optim.AdamW(stage.groups(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
         self.judge_optimizer = None
         if stage.judge is not None:
             judge = stage.judge.parameters()
@@ -166,7 +166,7 @@ class _Run:
         with torch.autocast(config.device.split(":")[0], torch.bfloat16, enabled=config.precision == "bf16"):
             losses = self.stage.losses(lq, hq, self.step / config.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.loss.backward(inputs=list(self.trained.values()), retain_graph=losses.judged is not None)
+        losses.loss.backward(inputs=list(self.trained.values()))
         norm = nn.utils.clip_grad_norm_(self.trained.values(), config.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
