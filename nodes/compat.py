@@ -54,7 +54,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def run_eagerly() -> AbstractContextManager[None]:
     """Returns a context in which a network compiled by TorchCompileModel runs as it was written, from torch 2.6 on.
 
-    Older torch has no means for it: there SharedNorms raises RuntimeError where it meets a compiled network.
+    Older torch has no means for it: there SharedContext raises RuntimeError where it meets a compiled network.
     """
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
         return nullcontext()

@@ -35,7 +35,7 @@ class PhaseNetwork:
 
     run: Network
     in_float32: Network | None  # the same in full precision; None where it already is
-    norms: nn.Module | None  # holds its GroupNorms, each called once a run; None where that is not known
+    module: nn.Module | None  # holds its GroupNorms, each called once a run; None where that is not known
     source_factor: int  # pixels of the source per latent pixel, along each side
     result_factor: int  # the same of the result
     tileable: bool = True
@@ -51,7 +51,7 @@ def encoder_network(encoder: EncoderPatcher, timestep: int) -> PhaseNetwork:
     return PhaseNetwork(
         run=lambda planes: encoder.moments(planes, timestep),
         in_float32=None if encoder.dtype == torch.float32 else in_float32,
-        norms=encoder.model,
+        module=encoder.model,
         source_factor=encoder.downscale,
         result_factor=1,
     )
@@ -75,7 +75,7 @@ def prediction_network(model: ModelPatcher, timestep: int, conditioning: Conditi
     return PhaseNetwork(
         run=run,
         in_float32=None if model.model.get_dtype_inference() == torch.float32 else in_float32,
-        norms=model.model.diffusion_model if may_be_cut(conditioning) else None,
+        module=model.model.diffusion_model if may_be_cut(conditioning) else None,
         source_factor=1,
         result_factor=1,
         tileable=may_be_cut(conditioning),
@@ -94,7 +94,7 @@ def decoder_network(vae: comfy.sd.VAE) -> PhaseNetwork:
         return PhaseNetwork(
             run=lambda latent: vae.decode(latent).movedim(-1, 1),
             in_float32=None,
-            norms=None,
+            module=None,
             source_factor=1,
             result_factor=factor,
         )
@@ -113,7 +113,7 @@ def decoder_network(vae: comfy.sd.VAE) -> PhaseNetwork:
     return PhaseNetwork(
         run=lambda latent: decode(latent, vae.vae_dtype),
         in_float32=None if vae.vae_dtype == torch.float32 else in_float32,
-        norms=engine.decoder,
+        module=engine.decoder,
         source_factor=1,
         result_factor=factor,
         finish=vae.process_output,

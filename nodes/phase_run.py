@@ -1,4 +1,4 @@
-"""Runs one phase over pictures: whole where they fit, else in tiles that share one picture's statistics."""
+"""Runs one phase over pictures: whole where they fit, else in tiles that share one picture's context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..tadsr.geometry import Region, resize_bicubic, sample_size
-from ..tadsr.shared_norms import SharedNorms
+from ..tadsr.shared_context import SharedContext
 from ..tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
 from .compat import is_out_of_memory, run_eagerly
 from .memory import PREDICT, not_enough
@@ -31,7 +31,7 @@ class Passage:
     """A picture on its way from phase to phase."""
 
     whole: Tensor  # (1, C, H, W); after a phase that ran for a region only, just that region
-    sample: Tensor | None = None  # (1, C, h, w): a smaller copy that went through the same phases, for statistics
+    sample: Tensor | None = None  # (1, C, h, w): a smaller copy that went through the same phases, for its context
 
     def then(self, function: Network) -> Passage:
         """Returns the passage with a function of the picture applied to the whole and to the sample."""
@@ -79,9 +79,9 @@ class PhaseRun:
         cut = not tiles.is_whole or self._largest is not None
         try:
             if network.tileable and (picture.sample is not None or (cut and one.shares)):
-                one.share_norms(self.plan.sample_area if self._largest is None else self._largest**2)
+                one.share_context(self.plan.sample_area if self._largest is None else self._largest**2)
             if not cut:
-                one.norms = None  # a whole picture has statistics of its own; only the sample goes on
+                one.context = None  # a whole picture is its own context; only the sample goes on
             result = network.finish(run(picture.whole, tiles, region))
         except (SmallestTileError, OutOfMemory):
             raise not_enough(self.plan.cost, min(run.smallest, max(tiles.tile_height, tiles.tile_width))) from None
@@ -108,18 +108,18 @@ class PhaseRun:
             return
         side = run.largest * cost.downscale
         logging.warning(f"TADSR: out of memory; {cost.phase} goes on in tiles of at most {side}x{side} pixels")
-        if one.norms is None and one.shares:
-            one.share_norms(run.largest**2)
+        if one.context is None and one.shares:
+            one.share_context(run.largest**2)
 
 
 class _OnePicture:
-    """A network at work on one picture, with the picture's statistics once `share_norms` has gathered them."""
+    """A network at work on one picture, with the picture's context once `share_context` has gathered it."""
 
     def __init__(self, plan: PhasePlan, network: PhaseNetwork, picture: Passage) -> None:
         self.plan, self.network, self.picture = plan, network, picture
         self.shares = plan.cost.phase != PREDICT or picture.sample is not None
         self.sample: Tensor | None = None
-        self.norms: SharedNorms | None = None
+        self.context: SharedContext | None = None
 
     def run(self, tiles: Tensor) -> Tensor:
         """Returns the network's result. Raises OutOfMemory, or InterruptProcessingException on the user's wish."""
@@ -130,8 +130,8 @@ class _OnePicture:
         assert self.network.in_float32 is not None
         return self._call(self.network.in_float32, tiles)
 
-    def share_norms(self, area: int) -> None:
-        """Gathers statistics from a copy of up to `area` latent pixels, of fewer where memory is short."""
+    def share_context(self, area: int) -> None:
+        """Gathers the context from a copy of up to `area` latent pixels, of fewer where memory is short."""
         while True:
             try:
                 self._gather(self._sample(max(area, SMALLEST_TILE**2)))
@@ -157,18 +157,18 @@ class _OnePicture:
                 continue
             with ExitStack() as stack:
                 stack.enter_context(run_eagerly())
-                norms = stack.enter_context(SharedNorms.gather(network.norms)) if network.norms else None
+                context = stack.enter_context(SharedContext.gather(network.module)) if network.module else None
                 result = self._call(function, sample)
-            self.norms, self.sample = norms, result.to(sample.device, torch.float32)
+            self.context, self.sample = context, result.to(sample.device, torch.float32)
             if self.sample.isfinite().all():
                 return
 
     def _call(self, function: Network, tiles: Tensor) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
         with ExitStack() as stack:
-            if self.norms is not None:
+            if self.context is not None:
                 stack.enter_context(run_eagerly())
-                stack.enter_context(self.norms.applied())
+                stack.enter_context(self.context.applied())
             try:
                 return function(tiles)
             except Exception as error:

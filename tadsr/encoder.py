@@ -133,7 +133,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, groups: int, attention: Attend, operations: Any, **factory: Any) -> None:
         super().__init__()
-        self.attend = attention
+        self.optimized_attention = attention  # ComfyUI's name for it: `shared_context` finds both
         self.norm = operations.GroupNorm(groups, width, eps=NORM_EPS, **factory)
         self.q = operations.Conv2d(width, width, 1, **factory)
         self.k = operations.Conv2d(width, width, 1, **factory)
@@ -142,7 +142,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        return x + self.proj_out(self.attend(self.q(h), self.k(h), self.v(h)))
+        return x + self.proj_out(self.optimized_attention(self.q(h), self.k(h), self.v(h)))
 
 
 class Level(nn.Module):

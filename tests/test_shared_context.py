@@ -1,4 +1,4 @@
-"""GroupNorm with statistics of another sample: against the whole picture, and with weights that are cast."""
+"""GroupNorm and attention that know the whole picture: against it, and with weights that are cast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tadsr.shared_norms import SharedNorms, pooled_statistics
+from tadsr import shared_context
+from tadsr.encoder import Attention, attend
+from tadsr.shared_context import SharedContext, pooled_statistics
 
 TOLERANCE = 2e-5  # float32
 
@@ -28,6 +30,14 @@ def network(norm: type[nn.GroupNorm] = nn.GroupNorm) -> nn.Sequential:
     return layers.requires_grad_(False)
 
 
+def attentive_network() -> nn.Sequential:
+    """Works on each pixel alone but for one normalisation and an attention over all pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(3, 8, 1), Attention(8, 2, attend, nn), nn.Conv2d(8, 2, 1))
+    return layers.requires_grad_(False)
+
+
 def picture(*shape: int) -> Tensor:
     """Bright on the left and dark on the right, so that the halves have other statistics than the whole."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) + torch.linspace(3, -3, shape[-1])
@@ -35,11 +45,11 @@ def picture(*shape: int) -> Tensor:
 
 def test_halves_with_the_statistics_of_the_whole_equal_it() -> None:
     layers, image = network(), picture(1, 3, 8, 16)
-    with SharedNorms.gather(layers) as norms:
+    with SharedContext.gather(layers) as context:
         whole = layers(image)
     assert torch.allclose(whole, layers(image), atol=TOLERANCE), "gathering must not change a single picture"
     halves = image.split(8, dim=-1)
-    with norms.applied():
+    with context.applied():
         shared = torch.cat([layers(half) for half in halves], dim=-1)
     assert torch.allclose(shared, whole, atol=TOLERANCE)
     alone = torch.cat([layers(half) for half in halves], dim=-1)
@@ -49,10 +59,25 @@ def test_halves_with_the_statistics_of_the_whole_equal_it() -> None:
 def test_a_batch_is_one_picture_while_gathering() -> None:
     layers, image = network(), picture(1, 3, 8, 16)
     batch = torch.cat(image.split(4, dim=-1))
-    with SharedNorms.gather(layers) as norms:
+    with SharedContext.gather(layers) as context:
         results = layers(batch)
     assert torch.allclose(torch.cat(results.split(1), dim=-1), layers(image), atol=TOLERANCE)
-    assert [len(mean) for mean, _ in norms.statistics] == [4, 2]
+    assert [len(mean) for mean, _ in context.statistics] == [4, 2]
+
+
+@pytest.mark.parametrize("at_a_time", [shared_context.MOST_PRODUCTS, 1000], ids=["at once", "in parts"])
+def test_halves_that_attend_to_the_whole_equal_it(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_context, "MOST_PRODUCTS", at_a_time)
+    layers, image = attentive_network(), picture(1, 3, 8, 16)
+    with SharedContext.gather(layers) as context:
+        whole = layers(image)
+    assert torch.allclose(whole, layers(image), atol=TOLERANCE), "gathering must not change a single picture"
+    halves = torch.cat(image.split(8, dim=-1))
+    with context.applied():
+        shared = torch.cat(layers(halves).split(1), dim=-1)
+    assert torch.allclose(shared, whole, atol=TOLERANCE)
+    alone = torch.cat(layers(halves).split(1), dim=-1)
+    assert (alone - whole).abs().max() > 0.1, "without the whole's keys the halves must differ, or this tests nothing"
 
 
 def test_pooled_statistics_are_those_of_all_pixels() -> None:
@@ -66,10 +91,10 @@ def test_pooled_statistics_are_those_of_all_pixels() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_cast_after_gathering(dtype: torch.dtype) -> None:
     layers, image = network(CastingNorm), picture(1, 3, 8, 16)
-    with SharedNorms.gather(layers) as norms:
+    with SharedContext.gather(layers) as context:
         whole = layers(image)
     layers.to(dtype)
-    with norms.applied():
+    with context.applied():
         result = layers(image.to(dtype))
     assert result.dtype is dtype
     assert (result.float() - whole).abs().mean() < 0.02, "half precision, but the same statistics"
@@ -78,7 +103,7 @@ def test_weights_cast_after_gathering(dtype: torch.dtype) -> None:
 def test_large_half_precision_activations_keep_their_variance() -> None:
     """Their variance, 10^6, is no number that float16 can hold."""
     norm, x = nn.GroupNorm(1, 4).half().requires_grad_(False), 1000 * torch.randn(1, 4, 16, 16, dtype=torch.float16)
-    with SharedNorms.gather(norm):
+    with SharedContext.gather(norm):
         result = norm(x)
     assert result.float().std() == pytest.approx(1.0, abs=0.01)
 
@@ -86,26 +111,30 @@ def test_large_half_precision_activations_keep_their_variance() -> None:
 def test_modules_are_as_before_whatever_happens() -> None:
     layers, image = network(), picture(1, 3, 8, 16)
     expected = layers(image)
-    with pytest.raises(ZeroDivisionError), SharedNorms.gather(layers):
+    with pytest.raises(ZeroDivisionError), SharedContext.gather(layers):
         raise ZeroDivisionError
-    with SharedNorms.gather(layers) as norms:
+    with SharedContext.gather(layers) as context:
         layers(image * 5)
-    with pytest.raises(ZeroDivisionError), norms.applied():
+    with pytest.raises(ZeroDivisionError), context.applied():
         layers[1](layers[0](image))  # half a call, as when memory runs out
         raise ZeroDivisionError
     assert torch.equal(layers(image), expected)
-    with norms.applied():
+    attentive = attentive_network()
+    with pytest.raises(ZeroDivisionError), SharedContext.gather(attentive):
+        raise ZeroDivisionError
+    assert attentive[1].optimized_attention is attend
+    with context.applied():
         assert torch.equal(layers(image), layers(image)), "each call must start with the first statistics"
 
 
 def test_more_or_less_than_one_call_is_an_error() -> None:
     layers, image = network(), picture(1, 3, 8, 16)
-    with pytest.raises(RuntimeError, match="4 calls .* 2 of the network"), SharedNorms.gather(layers):
+    with pytest.raises(RuntimeError, match="4 calls .* 2 of the network"), SharedContext.gather(layers):
         layers(image)
         layers(image)
-    with pytest.raises(RuntimeError, match="0 calls"), SharedNorms.gather(layers):
+    with pytest.raises(RuntimeError, match="0 calls"), SharedContext.gather(layers):
         pass
-    with SharedNorms.gather(layers) as norms:
+    with SharedContext.gather(layers) as context:
         layers(image)
-    with pytest.raises(RuntimeError, match="1 calls"), norms.applied():
+    with pytest.raises(RuntimeError, match="1 calls"), context.applied():
         layers[1](layers[0](image))
