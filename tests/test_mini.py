@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,6 +144,27 @@ def test_both_stages_resume_to_the_bit_and_make_a_base(
     assert torch.equal(load_base(base).unet.conv_out.weight, stage.networks.unet.conv_out.weight)
     book = PromptBook.build([PHOTOGRAPH, DEGRADED], base, None, tmp_path)
     assert torch.equal(book.batch([DEGRADED])[0], stage.prompts[DEGRADED])
+
+
+def test_a_decoder_trained_further_keeps_latents_and_teacher(
+    photographs: Path, tmp_path: Path, lpips_network: Callable[[str], LPIPS]
+) -> None:
+    lpips_network("vgg")  # the training loads its own
+    first = write_vae_start(photographs, tmp_path)
+    teacher = settings(TeacherConfig, photographs, tmp_path / "teacher", vae=first)
+    pretrain(TeacherStage(teacher), teacher)
+    config = settings(
+        VaeConfig, photographs, tmp_path / "decoder", decoder_of=first, judge_from=0.5, lpips_precision="bf16"
+    )
+    vae = write_vae(config, pretrain(vae_stage(config), config))
+    before, after = load_vae(first).state_dict(), load_vae(vae).state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("encoder."))
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("decoder."))
+
+    again = replace(teacher, vae=vae)
+    stage = TeacherStage(again)
+    pretrain(stage, again)  # trained already: it only takes up the decoder
+    assert torch.equal(stage.networks.decoder.conv_in.weight, after["decoder.conv_in.weight"])
 
 
 def test_the_teacher_learns_to_predict_noise(photographs: Path, tmp_path: Path) -> None:

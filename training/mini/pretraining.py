@@ -25,6 +25,7 @@ from training.settings import ConfigError, accepted, typed
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.pt", "log.jsonl", "config.json"
 LEAST_RATE = 0.02  # of the peak, at the end of the cosine
+JUDGE = "judge."  # of a stage's parameters
 STEP_SEEDS = 1_000_003  # steps' random numbers of two seeds do not meet
 
 
@@ -186,7 +187,7 @@ class _Run:
         torch.save(
             {
                 "step": self.step,
-                "stage": self.stage.state_dict(),
+                "stage": self._trained(self.stage.state_dict()),
                 "average": self.average,
                 "optimizer": self.optimizer.state_dict(),
                 "judge_optimizer": self.judge_optimizer.state_dict() if self.judge_optimizer else None,
@@ -195,6 +196,10 @@ class _Run:
         )
         write_whole(self.config.output / CHECKPOINT, buffer.getvalue())
 
+    def _trained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what is trained of a stage's state; the rest comes from files, which may have changed since."""
+        return {name: tensor for name, tensor in state.items() if name in self.trained or name.startswith(JUDGE)}
+
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one."""
         path = self.config.output / CHECKPOINT
@@ -202,7 +207,7 @@ class _Run:
             return
         state = torch.load(path, map_location=self.config.device, weights_only=True)
         self.step = state["step"]
-        self.stage.load_state_dict(state["stage"])
+        self.stage.load_state_dict(self._trained(state["stage"]), strict=False)
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.judge_optimizer is not None:

@@ -2,16 +2,17 @@
 
 Photographs go in and are to come out: L1, LPIPS on randomly shifted crops, and after the warm-up of `judge_from` a
 discriminator on VGG's features. DIR/vae.safetensors is the VAE, with latents of deviation 1 at timestep 1, which fall
-with sqrt(alpha_bar_t).
+with sqrt(alpha_bar_t). `--decoder-of FILE` trains the decoder of such a file further; its latents stay what they are.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,8 @@ from training.mini.start import follow_timestep
 
 VAE_FILE = "vae.safetensors"
 NETWORKS = "networks."  # of the stage's parameters
-VAE_PARTS = ("encoder.", "decoder.", "post_quant_conv.")  # of MiniStudent
+DECODER_PARTS = ("decoder.", "post_quant_conv.")  # of MiniStudent
+VAE_PARTS = ("encoder.", *DECODER_PARTS)
 LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `training.losses.shifted`
 IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2)\.")  # what residual blocks add to their shortcuts
 MEASURED_PICTURES = 64
@@ -39,12 +41,16 @@ class VaeConfig(PretrainingConfig):
     """Settings of the autoencoder's training."""
 
     plain_share: float = 1.0  # low-quality pictures are not looked at
+    decoder_of: Path | None = None
+    """A file that this training wrote, to train its decoder alone: its teacher and students go on with the result."""
     path_rate: float = 0.15
     """Share of the learning rate for the layers that carry the starting autoencoder."""
     l1_weight: float = 2.0
     lpips_weight: float = 1.0
     lpips_samples: int = 2
     """Pictures of a batch that LPIPS and the discriminator see: VGG takes most of a step on a CPU."""
+    lpips_precision: Literal["no", "bf16"] = "no"
+    """Of VGG; "bf16" is three times as fast on a CPU that multiplies matrices in it."""
     realism_weight: float = 0.1
     judge_from: float = 0.5
     """Share of the run after which the discriminator counts; it learns a little before."""
@@ -61,24 +67,28 @@ class VaeStage(Stage):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(Discriminator(), config.judge_rate)
         self.config = config
-        self.networks = MiniStudent()
+        self.networks = load_vae(config.decoder_of) if config.decoder_of else MiniStudent()
+        self.networks.requires_grad_(True)
         self.perceptual = LPIPS(net="vgg")
 
     def groups(self) -> list[dict[str, Any]]:
-        named = [(n, p) for n, p in self.networks.named_parameters() if n.startswith(VAE_PARTS) and "time_emb" not in n]
+        parts = DECODER_PARTS if self.config.decoder_of else VAE_PARTS
+        named = [(n, p) for n, p in self.networks.named_parameters() if n.startswith(parts) and "time_emb" not in n]
         blocks = [parameter for name, parameter in named if IN_BLOCK.search(name)]
         path = [parameter for name, parameter in named if not IN_BLOCK.search(name)]
         return [{"params": blocks, "share": 1.0}, {"params": path, "share": self.config.path_rate}]
 
     def losses(self, lq: Tensor, hq: Tensor, progress: float) -> Losses:
         config = self.config
-        latent = self.networks.encode(hq, torch.ones(len(hq), device=hq.device))
+        with torch.set_grad_enabled(config.decoder_of is None):
+            latent = self.networks.encode(hq, torch.ones(len(hq), device=hq.device))
         result = self.networks.decode(latent + config.latent_noise * torch.randn_like(latent))
         l1 = (result - hq).abs().mean()
         count = config.lpips_samples
         top, left = torch.randint(LPIPS_SHIFT + 1, (2,)).tolist()
         parts = shifted((result[:count], hq[:count]), top, left, LPIPS_SHIFT)
-        ours, real = (self.perceptual.features(part) for part in parts)
+        with torch.autocast(hq.device.type, torch.bfloat16) if config.lpips_precision == "bf16" else nullcontext():
+            ours, real = ([feature.float() for feature in self.perceptual.features(part)] for part in parts)
         lpips = self.perceptual.distance(ours, real).mean()
         size = latent.square().mean()
         loss = config.l1_weight * l1 + config.lpips_weight * lpips + config.latent_weight * size
@@ -137,12 +147,13 @@ def _pictures(config: VaeConfig) -> Tensor:
 
 def write_vae(config: VaeConfig, average: Mapping[str, Tensor]) -> Path:
     """Writes vae.safetensors of the averaged weights of a VaeStage; returns its path."""
-    networks = MiniStudent()
+    networks = load_vae(config.decoder_of) if config.decoder_of else MiniStudent()
     trained = {name.removeprefix(NETWORKS): tensor for name, tensor in average.items() if name.startswith(NETWORKS)}
     networks.load_state_dict({**networks.state_dict(), **trained})
     networks.eval()
-    follow_timestep(networks.encoder)
-    standardise(networks, _pictures(config))
+    if not config.decoder_of:
+        follow_timestep(networks.encoder)
+        standardise(networks, _pictures(config))
     state = {name: t.contiguous() for name, t in networks.state_dict().items() if name.startswith(VAE_PARTS)}
     save_file(state, config.output / VAE_FILE)
     return config.output / VAE_FILE
