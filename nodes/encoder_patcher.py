@@ -8,11 +8,11 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import torch
-from comfy.ldm.modules.diffusionmodules.model import vae_attention
 from torch import Tensor
 
-from ..tadsr.encoder import Attend, EncoderConfig, TimeAwareEncoder, attend
+from ..tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from ..tadsr.weights import WeightsError
+from .attention import encoder_attention
 from .compat import device_context
 
 WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: float16 overflows in it
@@ -31,14 +31,11 @@ class EncoderPatcher:
         self.model = TimeAwareEncoder(
             EncoderConfig.from_state_dict(state, norm_groups),
             operations=comfy.ops.manual_cast,
-            attention=_attention(self.device),
+            attention=encoder_attention(self.device),
             device=offload_device,
             dtype=self.dtype,
         ).eval()
         self.model.requires_grad_(False)
-        # Faster on a CPU, measured: docs/performance.md.
-        self._layout = torch.channels_last if mm.is_device_cpu(self.device) else torch.contiguous_format
-        self.model.to(memory_format=self._layout)  # type: ignore[call-overload] # torch's stub lacks it
         mm.archive_model_dtypes(self.model)
         # Looked up at call time: ComfyUI replaces CoreModelPatcher when it starts with dynamic VRAM.
         self.patcher = comfy.model_patcher.CoreModelPatcher(
@@ -67,10 +64,5 @@ class EncoderPatcher:
         memory = self.model.memory_used(planes.shape, mm.dtype_size(dtype))
         mm.load_models_gpu([self.patcher], memory_required=memory)
         with device_context(self.device):
-            image = planes.to(device=self.device, dtype=dtype, memory_format=self._layout) * 2.0 - 1.0
+            image = planes.to(device=self.device, dtype=dtype, memory_format=torch.contiguous_format) * 2.0 - 1.0
             return self.model(image, torch.tensor([timestep], device=self.device)).float()
-
-
-def _attention(device: torch.device) -> Attend:
-    """Returns the attention that ComfyUI uses in VAEs; on a CPU torch's own, which takes 0.73 of its time there."""
-    return attend if mm.is_device_cpu(device) else vae_attention()

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from .encoder_patcher import EncoderPatcher
 
-AUTOMATIC_OVERLAP = 16  # latent pixels; with 8, an SD VAE's tiles differ where they meet: docs/performance.md
+# Automatic overlaps in latent pixels, measured: docs/performance.md. A VAE sees further the more often it halves.
+OVERLAP_PER_DOWNSCALE = {"encode": 4, "decode": 3}
+UNET_OVERLAP = 16
 TILE_STEP = 8  # pixels; a tile is rounded up to a multiple
 # Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
 # square of the area, so that a larger one takes longer than the same area in tiles.
@@ -74,12 +76,13 @@ def plan_phase(
     """Returns how a phase runs over a latent of height x width pixels, with the memory that is free now.
 
     tile: pixels of the result, rounded up to a multiple of 8; 0 is the whole picture where it fits and is not above
-    LARGEST_SIDE, else the largest tile that does. overlap: pixels of the result; 0 is 16 latent pixels; at most half of
-    a tile chosen automatically. whole: never cut. Raises ValueError where a tile given is not twice the overlap.
+    LARGEST_SIDE, else the largest tile that does. overlap: pixels of the result; 0 is automatic; at most half of a tile
+    chosen automatically. whole: never cut. Raises ValueError where a tile given is not twice the overlap.
     """
     check_tiles(tile, overlap)
     area = max(SMALLEST_TILE**2, min(pixels_that_fit(cost), (LARGEST_SIDE[cost.phase] // cost.downscale) ** 2))
-    latent_overlap = math.ceil(overlap / cost.downscale) or AUTOMATIC_OVERLAP
+    automatic = UNET_OVERLAP if cost.phase == PREDICT else OVERLAP_PER_DOWNSCALE[cost.phase] * cost.downscale
+    latent_overlap = math.ceil(overlap / cost.downscale) or automatic
     if whole:
         side = max(height, width)
     elif tile:

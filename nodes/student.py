@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..tadsr.lora import adapters, merge
 from ..tadsr.weights import TadsrWeights, WeightsError, check_against_base
+from .attention import prefer_torch_attention
 from .sampling import Conditioning, ResidualSampling
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -
     check_against_base(weights, {key: tensor.shape for key, tensor in base.model_state_dict().items()})
     _merge_weights(base, weights)
     base.add_object_patch("model_sampling", ResidualSampling(base.model.model_config))
+    prefer_torch_attention(base)
     base.set_attachments(STUDENT_KEY, Student(weights_name, weights.prompt))
     return base
 

@@ -129,3 +129,27 @@ def test_weights_are_found_in_extra_model_paths(
     comfy_inprocess.module("nodes.folders").register_weights_folder()
     options = comfy_inprocess.node("TADSRModelLoader").GET_SCHEMA().inputs[0].options
     assert "extra.safetensors" in options and "notes.txt" not in options
+
+
+def test_a_processor_uses_torchs_attention_unless_another_was_chosen(
+    comfy_inprocess: InProcessComfy, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.ldm.modules import attention
+
+    save(models / "tadsr" / MINI, self_contained())
+    calls: list[tuple[int, ...]] = []
+    torchs = attention.attention_pytorch
+
+    def counted(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(tuple(q.shape))
+        return torchs(q, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "attention_pytorch", counted)
+    latent, _ = load_pack(comfy_inprocess, MINI).encode(picture(24, 40))
+    fast = load_pack(comfy_inprocess, MINI).one_step(latent)["samples"]
+    assert calls, "the UNet's attention went another way"
+    calls.clear()
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_split)  # as if started with the option
+    usual = load_pack(comfy_inprocess, MINI).one_step(latent)["samples"]
+    assert not calls
+    assert_close("x0", fast, usual)
