@@ -29,6 +29,7 @@ MINI, RANDOM, FULL = "tadsr-mini", "random, SD 2.1-shaped", "random, SD 2.1's fu
 MEGAPIXEL_SIDES = {1: 1024, 2: 1448, 4: 2048, 16: 4096}  # pixels of a square result
 LARGE = 16  # megapixels: only on demand, as it takes minutes on a CPU
 PRECISIONS = ("bf16", "fp16")
+MEMORY_LIMITS = {"all that is free": None, "at most 1 GB": 1e9}  # bytes that a run may take
 PARTS = ("speed", "memory", "difference", "seams", "growth", "full_size", "gpu")
 CARD_BYTES = 6e9  # the card that a 4096x4096 result must come out on
 Figures = dict[str, Any]
@@ -83,7 +84,11 @@ def measure(parts: Sequence[str], *, large: bool, threads: int, repeats: int, si
         figures["speed"] = run_part("speed", sides=sides, repeats=repeats, **common)
     if "memory" in parts:
         figures["memory"] = {
-            str(size): run_part("memory", side=MEGAPIXEL_SIDES[size], **common) for size in (2, megapixels[-1])
+            name: {
+                str(size): run_part("memory", side=MEGAPIXEL_SIDES[size], limit=limit, **common)
+                for size in (2, megapixels[-1])
+            }
+            for name, limit in MEMORY_LIMITS.items()
         }
     for name in ("difference", "seams"):
         if name in parts:
@@ -113,11 +118,9 @@ def targets(figures: Figures) -> list[Target]:
             for side, value in per_megapixel.items()
             if value is not first
         ]
-    if memory := figures.get("memory"):
-        small, large = memory.values()
-        name = (
-            f"peak memory without the picture, {large['side']}x{large['side']} against {small['side']}x{small['side']}"
-        )
+    for limit, (small, large) in ((limit, sizes.values()) for limit, sizes in figures.get("memory", {}).items()):
+        sides = f"{large['side']}x{large['side']} against {small['side']}x{small['side']}"
+        name = f"peak memory without the picture, {limit}, {sides}"
         found.append(Target(name, large["working_mb"] / small["working_mb"], 1.25))
     for weights, phases in figures.get("difference", {}).items():
         for phase, difference in phases.items():

@@ -35,7 +35,6 @@ from tadsr.seams import seam_ratio  # noqa: E402
 
 MEGAPIXEL = 2**20  # pixels of 1024x1024
 WARM_UP_SIDE = 256  # pixels of the result
-MEMORY_LIMIT = 1e9  # bytes that a run may take where memory is short
 TILES_ACROSS = 2  # a tile is this part of a side, where tiled is compared with untiled
 RUNS, WINDOW, GROWTH_SIDE = 50, 10, 256  # runs; runs at either end that are compared; pixels of the result
 GROWTH_LIMIT_MB = 0.1  # a run: an eighth of a result of 256x256 pixels in float32
@@ -67,15 +66,16 @@ def speed(pack: Pack, sides: list[int], repeats: int) -> Figures:
     return {"clock": clock.__name__, "runs": runs}
 
 
-def memory(pack: Pack, side: int) -> Figures:
-    """Returns the peak of one run that may take MEMORY_LIMIT, above the memory after loading and a small run.
+def memory(pack: Pack, side: int, limit: float | None) -> Figures:
+    """Returns the peak of one run that may take `limit` bytes, above the memory after loading and a small run.
 
-    working_mb: without the picture itself, which is the input, the enlarged input and the result in float32.
-    tiles: number and width in pixels for each phase.
+    limit: None for all that is free. working_mb: without the picture itself, which is the input, the enlarged input and
+    the result in float32. tiles: number and width in pixels for each phase.
     """
     pack.upscale(picture(LEFT, WARM_UP_SIDE // SCALE))
     image = picture(LEFT, side // SCALE)
-    limit_memory(pack, MEMORY_LIMIT)
+    if limit is not None:
+        limit_memory(pack, limit)
     plans = [phase.plan for phase in Phases(pack, side, (0, 0, 0)).phases]
     tiles = {plan.cost.phase: [len(plan.tiles.tiles), plan.tiles.tile_width * plan.cost.downscale] for plan in plans}
     before = held_mb()

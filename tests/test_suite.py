@@ -19,7 +19,10 @@ FIGURES: dict[str, Any] = {
             {"side": 4096, "seconds_per_megapixel": 7.2},
         ]
     },
-    "memory": {"2": {"side": 1448, "working_mb": 800.0}, "16": {"side": 4096, "working_mb": 900.0}},
+    "memory": {
+        "all that is free": {"2": {"side": 1448, "working_mb": 800.0}, "16": {"side": 4096, "working_mb": 900.0}},
+        "at most 1 GB": {"2": {"side": 1448, "working_mb": 200.0}, "16": {"side": 4096, "working_mb": 300.0}},
+    },
     "difference": {"tadsr-mini": {"encoder": {"mean": 0.4, "largest": 5.0}}},
     "seams": {"tadsr-mini": {"smooth gradient": {"tiled": 1.2, "whole": 1.0}}},
     "growth": {"mb_per_run": 0.01, "limit_mb_per_run": 0.1},
@@ -31,8 +34,8 @@ def verdicts(figures: dict[str, Any]) -> list[bool]:
 
 
 def test_each_figure_is_held_against_its_target() -> None:
-    # 1.1 and 1.2 times the time per megapixel; 1.125 times the memory; mean and largest difference; seam; growth.
-    assert verdicts(FIGURES) == [True, False, True, True, False, False, True]
+    # 1.1 and 1.2 times the time of a megapixel; 1.125 and 1.5 times the memory; mean and largest difference; seam; growth.
+    assert verdicts(FIGURES) == [True, False, True, False, True, False, False, True]
 
 
 def test_parts_that_were_not_measured_have_no_verdict() -> None:
