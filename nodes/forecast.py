@@ -56,16 +56,22 @@ class Forecast:
         return [_warning(phase, self.activations(phase)) for phase in self.plan.phases if not self.fits(phase)]
 
     def report(self) -> str:
-        """Returns everything as lines of text."""
+        """Returns everything as lines of text, what matters most first: a node shows two until it is enlarged."""
         height, width = self.plan.size
-        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures, one after the other"
-        lines = [f"Result: {width}x{height} pixels, {height * width / MEGAPIXEL:.1f} megapixels; {pictures}"]
-        lines += [self._line(phase) for phase in self.plan.phases]
+        result = f"Result: {width}x{height} pixels, {height * width / MEGAPIXEL:.2g} megapixels"
+        if self.pictures > 1:
+            result += f"; {self.pictures} pictures, one after the other"
         device = self.plan.phases[0].cost.patcher.load_device
-        lines.append(f"Peak memory: {self.peak_bytes / MEGABYTE:.0f} MB on {device}, weights included")
         seconds = self.seconds
-        lines.append(f"Time: {UNKNOWN_TIME if seconds is None else _duration(seconds)}")
-        return "\n".join([*lines, *self.warnings()])
+        return "\n".join(
+            [
+                result,
+                *self.warnings(),
+                f"Time: {UNKNOWN_TIME if seconds is None else _duration(seconds)}",
+                f"Peak memory: {self.peak_bytes / MEGABYTE:.0f} MB on {device}, weights included",
+                *(self._line(phase) for phase in self.plan.phases),
+            ]
+        )
 
     def _line(self, phase: PhasePlan) -> str:
         tiles, side = phase.tiles, phase.cost.downscale

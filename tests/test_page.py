@@ -110,6 +110,41 @@ def test_run_button_makes_the_picture_and_shows_it(
 ) -> None:
     wait_for_template(page, shipped(repository))
     choose_picture(page, picture)
+    press_run(page)
+    page.wait_for_function("!!(app.nodeOutputs['4'] || {}).images")
+    (image,) = page.evaluate("app.nodeOutputs['4'].images")
+    assert Image.open(io.BytesIO(comfy_server.view(image))).size == (128, 96)
+    page.wait_for_function("(app.graph.getNodeById(4).imgs || []).some(img => img.naturalWidth === 128)")
+    assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
+    page.screenshot(path=str(cache_directory() / "page.png"))
+
+
+def test_an_estimate_is_shown_on_its_node(page: Page, repository: Path, picture: str) -> None:
+    """As a user does who adds the node to the template and connects it to the loader and the picture."""
+    wait_for_template(page, shipped(repository))
+    choose_picture(page, picture)
+    page.evaluate(
+        """() => { const estimate = LiteGraph.createNode('TADSREstimate');
+        app.graph.add(estimate);
+        estimate.pos = [400, 60];
+        const upscale = app.graph._nodes.find(node => node.type === 'TADSRUpscale');
+        for (const name of ['model', 'encoder', 'vae', 'image']) {
+            const link = app.graph.links.get(upscale.inputs.find(input => input.name === name).link);
+            app.graph.getNodeById(link.origin_id).connect(link.origin_slot, estimate,
+                estimate.inputs.findIndex(input => input.name === name));
+        } }"""
+    )
+    press_run(page)
+    shown = """() => app.graph._nodes.find(node => node.type === 'TADSREstimate').widgets
+        .map(widget => String(widget.value)).find(text => text.includes('256x192'))"""
+    page.wait_for_function(shown)
+    text = page.evaluate(shown)
+    assert "MB" in text and "second" in text, text
+    page.screenshot(path=str(cache_directory() / "page-estimate.png"))
+
+
+def press_run(page: Page) -> None:
+    """Presses Run and waits until the workflow has run without an error."""
     page.evaluate(
         """() => { window.ended = [];
         for (const kind of ['execution_success', 'execution_error'])
@@ -118,12 +153,6 @@ def test_run_button_makes_the_picture_and_shows_it(
     page.get_by_test_id("queue-button").first.click()
     page.wait_for_function("ended.length > 0", timeout=RUN_TIMEOUT_MS)
     assert page.evaluate("ended[0]")[0] == "execution_success", page.evaluate("ended[0]")
-    page.wait_for_function("!!(app.nodeOutputs['4'] || {}).images")
-    (image,) = page.evaluate("app.nodeOutputs['4'].images")
-    assert Image.open(io.BytesIO(comfy_server.view(image))).size == (128, 96)
-    page.wait_for_function("(app.graph.getNodeById(4).imgs || []).some(img => img.naturalWidth === 128)")
-    assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
-    page.screenshot(path=str(cache_directory() / "page.png"))
 
 
 def choose_picture(page: Page, name: str) -> None:

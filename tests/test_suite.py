@@ -34,7 +34,7 @@ def verdicts(figures: dict[str, Any]) -> list[bool]:
 
 
 def test_each_figure_is_held_against_its_target() -> None:
-    # 1.1 and 1.2 times the time of a megapixel; 1.125 and 1.5 times the memory; mean and largest difference; seam; growth.
+    # 1.1 and 1.2 times the time of a megapixel; 1.125 and 1.5 times the memory; mean, largest difference; seam; growth.
     assert verdicts(FIGURES) == [True, False, True, False, True, False, False, True]
 
 
