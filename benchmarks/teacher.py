@@ -30,6 +30,7 @@ from training.restore import Restorer
 
 PREDICTED = (100, 300, 600)  # paper, figure 1 (b)
 SAMPLE_STEPS, SAMPLE_GUIDANCE, SAMPLE_SIDE = 50, (1.0, 3.0), 64  # a side of latents
+MINI_GUIDANCE = 1.5
 GAP = 8  # pixels between the pictures of a sheet
 
 
@@ -53,7 +54,9 @@ def teacher_of(base: Restorer) -> Score:
 
 
 @torch.no_grad()
-def predictions(base: Restorer, prompts: PromptBook, picture: Tensor, generator: torch.Generator) -> list[Tensor]:
+def predictions(
+    base: Restorer, prompts: PromptBook, picture: Tensor, guidance: float, generator: torch.Generator
+) -> list[Tensor]:
     """Returns, for each timestep, the noisy picture, the teacher's clean one, and that under guidance."""
     score = teacher_of(base)
     clean = base.latent(picture, MIN_TIMESTEP, scale=1)
@@ -64,7 +67,7 @@ def predictions(base: Restorer, prompts: PromptBook, picture: Tensor, generator:
         steps = torch.tensor([timestep])
         noisy = add_noise(clean, noise, steps)
         plain = score(noisy, steps, context)
-        led = guided(score, noisy, steps, context, negative, guidance_scale(steps))
+        led = guided(score, noisy, steps, context, negative, guidance_scale(steps, guidance))
         shown += [base.decode(latent) for latent in (noisy, *(x0_from_noise(noisy, e, steps) for e in (plain, led)))]
     return shown
 
@@ -107,6 +110,12 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="what training.mini.teacher wrote, or the like")
     parser.add_argument("--output", type=Path, default=cache_directory() / "teacher", help="folder of the sheets")
     parser.add_argument("--pictures", type=int, default=3, help="shown on the sheets")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=MINI_GUIDANCE,
+        help="of the predictions, at timestep 0 (default: %(default)s, as training/presets/mini.yaml)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     base = Restorer.load(options.base)
@@ -119,7 +128,7 @@ def main() -> None:
     originals = [to_tensor(sample.hq) for sample in shown]
     write_sheet(options.output / "reconstructions.png", [[o, reconstruct(base, o)] for o in originals])
     degraded = [enlarge(to_tensor(s.lq), (s.hq.shape[0], s.hq.shape[1])) for s in shown]
-    rows = [[picture, *predictions(base, prompts, picture, generator)] for picture in degraded]
+    rows = [[picture, *predictions(base, prompts, picture, options.guidance, generator)] for picture in degraded]
     write_sheet(options.output / "predictions.png", rows)
     settings = [(text, guidance) for text in (PHOTOGRAPH, DEGRADED) for guidance in SAMPLE_GUIDANCE]
     drawn = [[draw(base, prompts, *s, generator) for _ in range(options.pictures)] for s in settings]

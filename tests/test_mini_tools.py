@@ -82,7 +82,7 @@ def test_a_teacher_is_looked_at(base: Path, tmp_path: Path, monkeypatch: pytest.
     error = (again - picture)[..., 8:-8, 8:-8]  # the networks pad with zeros
     assert -10 * torch.log10(error.square().mean()) > 30, "the start is an autoencoder"
     generator = torch.Generator().manual_seed(0)
-    shown = teacher.predictions(networks, prompts, picture, generator)
+    shown = teacher.predictions(networks, prompts, picture, 1.5, generator)
     assert len(shown) == 3 * len(teacher.PREDICTED)
     noise = [(noisy - again).abs().mean().item() for noisy in shown[::3]]
     assert noise == sorted(noise), "later timesteps are noisier"
