@@ -30,7 +30,8 @@ MEGAPIXEL_SIDES = {1: 1024, 2: 1448, 4: 2048, 16: 4096}  # pixels of a square re
 LARGE = 16  # megapixels: only on demand, as it takes minutes on a CPU
 PRECISIONS = ("bf16", "fp16")
 MEMORY_LIMITS = {"all that is free": None, "at most 1 GB": 1e9}  # bytes that a run may take
-PARTS = ("speed", "memory", "difference", "seams", "growth", "full_size", "gpu")
+PARTS = ("speed", "memory", "difference", "choices", "seams", "profile", "growth", "full_size", "gpu")
+PROFILE_SIDE = 512  # pixels of the result, with SD 2.1's full size
 CARD_BYTES = 6e9  # the card that a 4096x4096 result must come out on
 Figures = dict[str, Any]
 
@@ -90,11 +91,13 @@ def measure(parts: Sequence[str], *, large: bool, threads: int, repeats: int, si
             }
             for name, limit in MEMORY_LIMITS.items()
         }
-    for name in ("difference", "seams"):
+    for name in ("difference", "choices", "seams"):
         if name in parts:
             figures[name] = {
                 weights: run_part(name, weights=weights, side=side, **common) for weights in (MINI, RANDOM)
             }
+    if "profile" in parts:
+        figures["profile"] = run_part("profile", weights=FULL, side=PROFILE_SIDE, **common)
     if "growth" in parts:
         figures["growth"] = run_part("growth", **common)
     if "full_size" in parts:

@@ -10,6 +10,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ from tadsr.seams import seam_ratio  # noqa: E402
 
 MEGAPIXEL = 2**20  # pixels of 1024x1024
 WARM_UP_SIDE = 256  # pixels of the result
+OVERLAPS, COPY_SHARES = (8, 16, 24, 32), (1, 1 / 2, 1 / 4, 1 / 16)  # latent pixels; of the picture's pixels
+OPERATORS_SHOWN = 6
+ATTENTION = "optimized_attention_override"  # ComfyUI's option of a MODEL
 TILES_ACROSS = 2  # a tile is this part of a side, where tiled is compared with untiled
 RUNS, WINDOW, GROWTH_SIDE = 50, 10, 256  # runs; runs at either end that are compared; pixels of the result
 GROWTH_LIMIT_MB = 0.1  # a run: an eighth of a result of 256x256 pixels in float32
@@ -118,6 +123,67 @@ def difference(pack: Pack, side: int) -> Figures:
     return {name: {"mean": float(change.mean()), "largest": float(change.max())} for name, change in changes.items()}
 
 
+def choices(pack: Pack, side: int) -> Figures:
+    """Returns what tiles lose by how far they overlap and by the size of the copy that gives statistics.
+
+    overlap: by latent pixels, the largest difference of a latent, of its standard deviation, and of the decoded
+    picture, in 1/255. copy: by the copy's share of the pixels, mean and largest difference in 1/255 where encoder and
+    decoder run in tiles.
+    """
+    image, tile = picture(LEFT, side // SCALE), side // TILES_ACROSS
+    whole = Phases(pack, side, (side, side, side))
+    latent = whole.run(0, whole.begin(image))
+    decoded = whole.run(2, whole.run(1, latent)).whole
+    overlap, copy = {}, {}
+    for pixels in OVERLAPS:
+        wide = {"overlap": pixels * whole.downscale}
+        encoding, decoding = (Phases(pack, side, tiles, **wide) for tiles in ((tile, side, side), (side, side, tile)))
+        change = encoding.run(0, encoding.begin(image)).whole - latent.whole
+        passage = decoding.run(1, decoding.run(0, decoding.begin(image)))
+        overlap[pixels] = {
+            "latent": float(change.abs().max() / latent.whole.std()),
+            "decoded": float((decoding.run(2, passage).whole - decoded).abs().max()) * BYTE_MAX,
+        }
+    for share in COPY_SHARES:
+        change = (Phases(pack, side, (tile, side, tile), sample_share=share).restore(image) - decoded).abs() * BYTE_MAX
+        copy[share] = {"mean": float(change.mean()), "largest": float(change.max())}
+    return {"overlap": overlap, "copy": copy}
+
+
+def profile(pack: Pack, side: int) -> Figures:
+    """Returns, for each network on the whole picture, processor seconds and the operators that take most of them.
+
+    usual attention: the UNet again with the attention that ComfyUI would use by itself; both the faster of two.
+    """
+    phases = Phases(pack, side, (side, side, side))
+    options = pack.model.model_options["transformer_options"]
+    passage, figures = phases.begin(picture(LEFT, side // SCALE)), {}
+    for index, phase in enumerate(phases.phases):
+        run = partial(phases.run, index, passage)
+        passage = run()  # loads the network
+        with torch.profiler.profile() as profiler:
+            run()
+        operators = sorted(profiler.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
+        total = sum(event.self_cpu_time_total for event in operators)
+        shares = {event.key: event.self_cpu_time_total / total for event in operators[:OPERATORS_SHOWN]}
+        figures[phase.name] = {"seconds": _fastest(run), "operators": shares}
+        if phase.name == "predict" and ATTENTION in options:
+            ours = options.pop(ATTENTION)
+            figures["predict, usual attention"] = {"seconds": _fastest(run)}
+            options[ATTENTION] = ours
+    return figures
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    """Returns the processor seconds of the faster of two runs."""
+    times = []
+    for _ in range(2):
+        begin = time.process_time()
+        run()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
 def seams(pack: Pack, side: int) -> Figures:
     """Returns the seam ratio of each picture in tiles, and that of the whole one at the same places."""
     figures, tile = {}, side // TILES_ACROSS
@@ -147,7 +213,10 @@ def growth(pack: Pack) -> Figures:
     return {"mb_per_run": rise / (RUNS - 2 * WINDOW), "limit_mb_per_run": GROWTH_LIMIT_MB, "held_mb": held}
 
 
-PARTS = {part.__name__: part for part in (machine, speed, memory, difference, seams, growth, gpu, gpu_large)}
+PARTS = {
+    part.__name__: part
+    for part in (machine, speed, memory, difference, choices, profile, seams, growth, gpu, gpu_large)
+}
 
 
 def pack_of(weights: str, base: Path, precision: str) -> Pack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node_pack import Pack  # from tests/: ComfyUI in this process, and the nodes as functions
@@ -25,8 +25,13 @@ class Phase:
 class Phases:
     """Encode, predict and decode for square results of `side` pixels."""
 
-    def __init__(self, pack: Pack, side: int, tiles: tuple[int, int, int]) -> None:
-        """tiles: pixels of the result for each phase; `side` is the whole picture, 0 the nodes' choice."""
+    def __init__(
+        self, pack: Pack, side: int, tiles: tuple[int, int, int], *, overlap: int = 0, sample_share: float | None = None
+    ) -> None:
+        """tiles, overlap: pixels of the result; a tile of `side` is the whole picture, 0 the nodes' choice.
+
+        sample_share: of the picture's pixels, for the copy that gives statistics; None for the nodes' choice.
+        """
         self._module = lambda name: pack.comfy.module(f"nodes.{name}")
         plans, memory, networks = self._module("plan"), self._module("memory"), self._module("networks")
         self.size, self.downscale = (side, side), pack.encoder.downscale
@@ -42,10 +47,13 @@ class Phases:
             networks.prediction_network(pack.model, DEFAULT_TIMESTEP, conditioning),
             networks.decoder_network(pack.vae),
         )
-        self.phases = [
-            Phase(cost.phase, plans.plan_phase(cost, *padded, tile=tile), network)
-            for cost, tile, network in zip(costs, tiles, made, strict=True)
+        planned = [
+            plans.plan_phase(cost, *padded, tile=tile, overlap=0 if tile == side else overlap)
+            for cost, tile in zip(costs, tiles, strict=True)
         ]
+        if sample_share is not None:
+            planned = [replace(plan, sample_area=int(sample_share * padded[0] * padded[1])) for plan in planned]
+        self.phases = [Phase(plan.cost.phase, plan, network) for plan, network in zip(planned, made, strict=True)]
 
     def begin(self, image: Tensor) -> Any:
         """Returns an IMAGE, (1, h, w, 3), enlarged and ready for the encoder."""
