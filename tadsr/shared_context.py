@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .encoder import Attend
+
 ATTENTION = "optimized_attention"  # the attribute of a module
 MOST_PRODUCTS = 2**26  # of a query and a key at a time, where torch holds them all: 256 MB in float32
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance, (groups,) float32 each
 KeysValues = tuple[Tensor, Tensor]  # (N, C) each, of all pixels
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class SharedContext:
@@ -63,8 +64,8 @@ class SharedContext:
                 "accepted is one call of the network, not compiled, with the whole sample as its batch"
             )
 
-    def _recording(self, module: nn.Module) -> Attention:
-        usual: Attention = getattr(module, ATTENTION)
+    def _recording(self, module: nn.Module) -> Attend:
+        usual: Attend = getattr(module, ATTENTION)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (x.movedim(1, -1).flatten(0, -2).contiguous() for x in (k, v))
@@ -101,7 +102,7 @@ def _attentions(network: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, attention: Attention) -> Iterator[None]:
+def _replaced(module: nn.Module, attention: Attend) -> Iterator[None]:
     usual = getattr(module, ATTENTION)
     setattr(module, ATTENTION, attention)
     try:
@@ -110,7 +111,7 @@ def _replaced(module: nn.Module, attention: Attention) -> Iterator[None]:
         setattr(module, ATTENTION, usual)
 
 
-def _attention_to(keys: Tensor, values: Tensor) -> Attention:
+def _attention_to(keys: Tensor, values: Tensor) -> Attend:
     """Returns an attention in which each pixel of a batch looks at given keys, whatever else it is given."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
