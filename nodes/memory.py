@@ -20,6 +20,7 @@ MORE_MEMORY = (
     "Close other programs that use it, choose bf16 or fp16 as precision in Load TADSR Model, or start ComfyUI with "
     "--cpu, for the whole run on the processor"
 )
+SHARE_OF_ACTIVATIONS = 0.5  # ComfyUI gives weights 0.4 at least, on some cards nothing
 COMFORTABLE_SIDE = 768  # pixels of a square tile: overlaps then cost little, and nothing is moved out for a larger one
 
 
@@ -75,13 +76,17 @@ def decoder_cost(vae: comfy.sd.VAE) -> Cost:
 def pixels_that_fit(cost: Cost) -> int:
     """Returns how many latent pixels the phase can hold at a time, 0 or less where there is no memory.
 
-    Other models stay loaded as long as a comfortable tile fits beside them.
+    Other models stay loaded as long as a comfortable tile fits beside them, and the network itself as long as one fits
+    beside it alone.
     """
     comfortable = (COMFORTABLE_SIDE // cost.downscale) ** 2
-    beside_others = free_for_activations(cost.patcher) / cost.bytes_per_pixel
+    beside_others, beside_weights, most = (
+        int(free(cost.patcher) / cost.bytes_per_pixel)
+        for free in (free_for_activations, _free_without_others, can_be_free)
+    )
     if beside_others >= comfortable:
-        return int(beside_others)
-    return int(can_be_free(cost.patcher) / cost.bytes_per_pixel)
+        return beside_others
+    return max(beside_weights, min(comfortable, most))
 
 
 def free_for_activations(patcher: ModelPatcher) -> int:
@@ -95,7 +100,18 @@ def free_for_activations(patcher: ModelPatcher) -> int:
 
 
 def can_be_free(patcher: ModelPatcher) -> int:
-    """Returns the bytes that activations can have at most: what is free once other models are moved out."""
+    """Returns the bytes that activations can have at most: what is free once other models are moved out.
+
+    Of a network that would leave less than SHARE_OF_ACTIVATIONS, ComfyUI keeps so many weights in main memory.
+    """
+    free = _free_without_others(patcher)
+    if mm.is_device_cpu(patcher.load_device):
+        return free
+    return max(free, int(SHARE_OF_ACTIVATIONS * (free + patcher.model_size())))
+
+
+def _free_without_others(patcher: ModelPatcher) -> int:
+    """Returns the bytes that are free beside all of the network's weights once other models are moved out."""
     return free_for_activations(patcher) + _held_by_others(patcher)
 
 

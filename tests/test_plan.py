@@ -105,3 +105,21 @@ def test_others_stay_loaded_while_a_comfortable_tile_fits_beside_them(
     assert cost.bytes_for(beside) <= 1.5 * comfortable
     give_memory(monkeypatch, 0.5 * comfortable)
     assert cost.bytes_for(memory.pixels_that_fit(cost)) > 1e10
+
+
+def test_a_network_larger_than_the_card_leaves_room_for_a_tile(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI then keeps a part of the weights in main memory, where the network is on a card."""
+    memory = pack.comfy.module("nodes.memory")
+    cost = memory.prediction_cost(pack.model)
+    card = 0.75 * pack.model.model_size()
+    give_memory(monkeypatch, card)
+    on_processor = memory.pixels_that_fit(cost)
+    monkeypatch.setattr(memory.mm, "is_device_cpu", lambda _: False)
+    monkeypatch.setattr(pack.model, "loaded_size", lambda: 0)
+    monkeypatch.setattr(memory, "_held_by_others", lambda _: 0)
+    assert memory.free_for_activations(pack.model) < 0
+    bytes_on_card = cost.bytes_for(memory.pixels_that_fit(cost))
+    assert 0.49 * card < bytes_on_card <= card / 2 < cost.bytes_for(on_processor)
+    give_memory(monkeypatch, 1e9 + pack.model.model_size())
+    comfortable = cost.bytes_for((memory.COMFORTABLE_SIDE // cost.downscale) ** 2)
+    assert cost.bytes_for(memory.pixels_that_fit(cost)) <= max(comfortable, 1e9), "no weights moved out for more"
