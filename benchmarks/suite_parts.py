@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,18 +132,17 @@ def choices(pack: Pack, side: int) -> Figures:
     decoder run in tiles.
     """
     image, tile = picture(LEFT, side // SCALE), side // TILES_ACROSS
-    whole = Phases(pack, side, (side, side, side))
-    latent = whole.run(0, whole.begin(image))
-    decoded = whole.run(2, whole.run(1, latent)).whole
+    whole, to_cut = (Phases(pack, side, (side, side, last)) for last in (side, tile))
+    latent = to_cut.run(0, to_cut.begin(image))  # with the copy that tiles of the decoder need
+    predicted = to_cut.run(1, latent)
+    decoded = whole.run(2, replace(predicted, sample=None)).whole
     overlap, copy = {}, {}
     for pixels in OVERLAPS:
-        wide = {"overlap": pixels * whole.downscale}
-        encoding, decoding = (Phases(pack, side, tiles, **wide) for tiles in ((tile, side, side), (side, side, tile)))
-        change = encoding.run(0, encoding.begin(image)).whole - latent.whole
-        passage = decoding.run(1, decoding.run(0, decoding.begin(image)))
+        tiled = Phases(pack, side, (tile, side, tile), overlap=pixels * whole.downscale)
+        change = tiled.run(0, tiled.begin(image)).whole - latent.whole
         overlap[pixels] = {
             "latent": float(change.abs().max() / latent.whole.std()),
-            "decoded": float((decoding.run(2, passage).whole - decoded).abs().max()) * BYTE_MAX,
+            "decoded": float((tiled.run(2, predicted).whole - decoded).abs().max()) * BYTE_MAX,
         }
     for share in COPY_SHARES:
         change = (Phases(pack, side, (tile, side, tile), sample_share=share).restore(image) - decoded).abs() * BYTE_MAX

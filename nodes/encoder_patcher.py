@@ -64,5 +64,6 @@ class EncoderPatcher:
         memory = self.model.memory_used(planes.shape, mm.dtype_size(dtype))
         mm.load_models_gpu([self.patcher], memory_required=memory)
         with device_context(self.device):
+            # In channels-last layout torch's GroupNorm is inaccurate on a processor: docs/performance.md.
             image = planes.to(device=self.device, dtype=dtype, memory_format=torch.contiguous_format) * 2.0 - 1.0
             return self.model(image, torch.tensor([timestep], device=self.device)).float()

@@ -61,13 +61,18 @@ class VaeConfig(PretrainingConfig):
     """Deviation of the noise that the decoder has to bear, of latents of about 1."""
 
 
+def networks_to_train(config: VaeConfig) -> MiniStudent:
+    """Returns the networks as the training starts with them."""
+    return load_vae(config.decoder_of) if config.decoder_of else MiniStudent()
+
+
 class VaeStage(Stage):
     """Encoder and decoder of the small networks."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(Discriminator(), config.judge_rate)
         self.config = config
-        self.networks = load_vae(config.decoder_of) if config.decoder_of else MiniStudent()
+        self.networks = networks_to_train(config)
         self.networks.requires_grad_(True)
         self.perceptual = LPIPS(net="vgg")
 
@@ -147,7 +152,7 @@ def _pictures(config: VaeConfig) -> Tensor:
 
 def write_vae(config: VaeConfig, average: Mapping[str, Tensor]) -> Path:
     """Writes vae.safetensors of the averaged weights of a VaeStage; returns its path."""
-    networks = load_vae(config.decoder_of) if config.decoder_of else MiniStudent()
+    networks = networks_to_train(config)
     trained = {name.removeprefix(NETWORKS): tensor for name, tensor in average.items() if name.startswith(NETWORKS)}
     networks.load_state_dict({**networks.state_dict(), **trained})
     networks.eval()
