@@ -15,8 +15,8 @@ from training_pictures import save_picture
 
 from tadsr.schedule import alpha_bar
 from training.base import load_base
+from training.discriminator import Discriminator, hinge_loss, realism_loss
 from training.lpips import LPIPS
-from training.mini.discriminator import Discriminator, hinge_loss, realism_loss
 from training.mini.networks import MiniStudent
 from training.mini.pretraining import PretrainingConfig, learning_rate, pretrain
 from training.mini.start import follow_timestep
@@ -103,7 +103,7 @@ def test_the_discriminator_learns_to_tell_photographs_from_blurred_ones(lpips_ne
     real, fake = perceptual.features(sharp), perceptual.features(torch.nn.functional.avg_pool2d(sharp, 3, 1, 1))
     losses = []
     for _ in range(20):
-        loss = hinge_loss(judge(real), judge(fake))
+        loss = hinge_loss(judge(real), judge(fake)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,16 @@ import pytest
 import torch
 from small_learner import equal
 from training_pictures import save_picture
-from training_runs import few_steps, final_tensors, log_of, make_inputs, trainer
+from training_runs import (
+    LOSSES,
+    assert_same_losses,
+    few_steps,
+    final_tensors,
+    log_of,
+    make_inputs,
+    train_in_two_processes,
+    trainer,
+)
 
 from tadsr.weights import load
 from training.checkpoint import CheckpointError
@@ -24,8 +31,6 @@ from training.lpips import LPIPS
 from training.settings import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-LOSSES = ("mse", "lpips", "distillation", "fake_score")
 
 
 @pytest.fixture(scope="module")
@@ -98,28 +103,8 @@ def test_a_degradation_on_the_training_device_gives_nearly_the_same_samples(
 
 def test_two_processes_give_the_losses_of_one(inputs: dict[str, Path], tmp_path: Path) -> None:
     trainer(few_steps(inputs, tmp_path / "one", batch=4, micro_batch=4)).train()
-    config = few_steps(inputs, tmp_path / "two", batch=4)  # two micro batches in each process
-    settings = [f"{key}={getattr(config, key)}" for key in ("crop", "batch", "steps", "light_share", "seed")]
-    settings += ["micro_batch=1", "workers=0", "validate_every=0", "validation_count=1", "log_every=1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "training.train", "--config", "training/presets/smoke.yaml"]
-    for name, path in (*inputs.items(), ("output", config.output)):
-        command += [f"--{name}", str(path)]
-    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=300, env=environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two_processes(inputs, tmp_path / "two", batch=4)
     assert_same_losses(log_of(tmp_path / "one"), log_of(tmp_path / "two"))
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-
-
-def assert_same_losses(expected: list[dict[str, float]], seen: list[dict[str, float]]) -> None:
-    assert len(expected) == len(seen) == 3
-    for step, (one, other) in enumerate(zip(expected, seen, strict=True), start=1):
-        for name in LOSSES:
-            # Adam turns the rounding of tiny gradients into steps of full size, so later steps differ more.
-            assert other[name] == pytest.approx(one[name], rel=2e-4 if step == 1 else 2e-2), f"step {step}: {name}"
 
 
 def test_bf16_gives_nearly_the_same_losses(inputs: dict[str, Path], whole: Path, tmp_path: Path) -> None:

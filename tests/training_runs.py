@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -20,6 +24,7 @@ from training.progress import LOG_NAME
 from training.setup import Run, build_run, open_data
 
 PICTURES = 6
+LOSSES = ("mse", "lpips", "distillation", "fake_score")
 FEW_STEPS: dict[str, Any] = {
     **{"crop": 32, "batch": 2, "micro_batch": 2, "steps": 3, "save_every": 1, "log_every": 1, "workers": 0},
     **{"validate_every": 0, "validation_count": 1, "light_share": 0.5, "seed": 5},
@@ -63,3 +68,31 @@ def final_tensors(output: Path) -> dict[str, Tensor]:
 
 def log_of(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / LOG_NAME).read_text().splitlines()]
+
+
+def train_in_two_processes(inputs: dict[str, Path], output: Path, **changes: object) -> None:
+    """Trains with micro batches of one picture in each process."""
+    config = few_steps(inputs, output, micro_batch=1, **changes)
+    varied = ("crop", "batch", "steps", "light_share", "seed", *changes)
+    settings = [f"{key}={getattr(config, key)}" for key in dict.fromkeys(varied)]
+    settings += ["micro_batch=1", "workers=0", "validate_every=0", "validation_count=1", "log_every=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "training.train", "--config", "training/presets/smoke.yaml"]
+    for name, path in (*inputs.items(), ("output", output)):
+        command += [f"--{name}", str(path)]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def assert_same_losses(
+    expected: list[dict[str, float]], seen: list[dict[str, float]], names: tuple[str, ...] = LOSSES
+) -> None:
+    assert len(expected) == len(seen) == 3
+    for step, (one, other) in enumerate(zip(expected, seen, strict=True), start=1):
+        for name in names:
+            # Adam turns the rounding of tiny gradients into steps of full size, so later steps differ more.
+            assert other[name] == pytest.approx(one[name], rel=2e-4 if step == 1 else 2e-2), f"step {step}: {name}"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, TEACHER_GAMMA, TEACHER_LAMBDA
+from training.discriminator import SMALLEST_SIDE as SMALLEST_JUDGED
 from training.losses import GUIDANCE
 from training.settings import ConfigError, Span, accepted, typed
 
@@ -115,6 +116,8 @@ class TrainConfig:
     """LPIPS looks at crops smaller by so many pixels, at random places (ours; C: 0); see `training.losses.shifted`."""
     distillation_weight: Weight = 1.0
     """Weight of the score distillation (C; P eq. 9 gives no value)."""
+    realism_weight: Weight = 0.0
+    """Weight, at timestep 999, of a discriminator on LPIPS's features; below in proportion to it (ours; P, C: 0)."""
 
     learning_rate: Rate = 5e-5
     """AdamW's step size for the student, constant (P 4.1)."""
@@ -122,6 +125,8 @@ class TrainConfig:
     """The same for the encoder's time layers alone; null: as `learning_rate` (C). Small models need less."""
     fake_learning_rate: Rate = 5e-5
     """The same for the fake-score model (C)."""
+    judge_learning_rate: Rate = 4e-4
+    """The same for the discriminator of `realism_weight` (ours)."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay of the mean and of the mean square of gradients (C)."""
     weight_decay: Rate = 0.01
@@ -176,6 +181,9 @@ class TrainConfig:
             raise ConfigError(f"crop is {self.crop}; accepted: multiples of 8 and of scale ({self.scale})")
         if self.batch % self.micro_batch:
             raise ConfigError(f"micro_batch is {self.micro_batch}; accepted: divisors of batch ({self.batch})")
+        if self.realism_weight and self.crop - self.lpips_shift < SMALLEST_JUDGED:
+            least = SMALLEST_JUDGED + self.lpips_shift
+            raise ConfigError(f"crop is {self.crop}; accepted with realism_weight: from {least}")
         if self.validate_every and not self.validation_count:
             raise ConfigError("validation_count is 0; accepted: from 1, or 0 with validate_every=0")
 

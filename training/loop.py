@@ -30,7 +30,7 @@ from training.part import Part, make_part
 from training.progress import Progress
 from training.settings import ConfigError
 from training.setup import Run
-from training.step import Clock, MicroBatch, fake_score_loss, no_clock, student_loss
+from training.step import Clock, Judged, MicroBatch, fake_score_loss, judge_loss, no_clock, student_loss
 from training.validate import validate
 
 WEIGHTS_NAME = "tadsr.safetensors"
@@ -66,6 +66,11 @@ class Trainer:
             fake_parameters, rate = run.teacher.trainable(), config.fake_learning_rate
             self.fake_part = make_part("fake_score", fake_parameters, rate, config, device)
             self.parts.append(self.fake_part)
+        self.judge_part: Part | None = None
+        if config.realism_weight:
+            judge = dict(run.discriminator.named_parameters())
+            self.judge_part = make_part("judge", judge, config.judge_learning_rate, config, device)
+            self.parts.append(self.judge_part)
         self.checkpoints = Checkpoints(config.output / CHECKPOINTS_FOLDER, config.keep, writes=self._is_main)
         self.counters = Counters()
         self.stop_requested = False
@@ -106,21 +111,31 @@ class Trainer:
         sums: dict[str, float] = {}
         for batch, is_last in _with_last(micro):
             with self._synchronised(self.networks.student, is_last):
-                loss, parts, x0 = student_loss(
-                    self.config, self.networks, batch, self.run.student.downscale, self.clock
-                )
+                done = student_loss(self.config, self.networks, batch, self.run.student.downscale, self.clock)
                 with self.clock("student backward"):
-                    self.student_part.scaler.scale(loss / len(micro)).backward()
-            latents.append(x0)
+                    self.student_part.scaler.scale(done.loss / len(micro)).backward()
+            latents.append(done.x0)
+            parts = done.parts
+            if done.judged is not None:
+                parts["judge"] = self._judge(done.judged, is_last, len(micro))
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value / len(micro)
-        if not self._update(self.student_part, sums):
+        judge_is_sound = self.judge_part is None or self._update(self.judge_part, sums)
+        if not self._update(self.student_part, sums) or not judge_is_sound:
             return None
         if self.config.distillation != "none":
             sums["fake_score"] = self._fake_score_step(micro, latents)
             if not self._update(self.fake_part, sums):
                 return None
         return sums
+
+    def _judge(self, judged: Judged, is_last: bool, micro_batches: int) -> float:
+        """Adds to the discriminator's gradients; returns its loss on this micro batch."""
+        assert self.judge_part is not None
+        with self._synchronised(self.networks.judge, is_last), self.clock("judge"):
+            loss = judge_loss(self.networks, judged)
+            self.judge_part.scaler.scale(loss / micro_batches).backward()
+        return loss.item()
 
     def _fake_score_step(self, micro: list[MicroBatch], latents: list[Tensor]) -> float:
         """Adds up the fake score's gradients on the student's latents; returns the mean loss."""

@@ -1,4 +1,4 @@
-"""One of the two networks that a run trains, with its own optimiser: the student, or the fake score."""
+"""A network that a run trains, with its own optimiser: the student, the fake score, or the discriminator."""
 
 from __future__ import annotations
 

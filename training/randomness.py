@@ -6,7 +6,8 @@ No generator lives from step to step: the number of processes, the size of micro
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,6 +18,14 @@ def sample_generator(seed: int, purpose: str, index: int) -> torch.Generator:
     """Returns a CPU generator for one purpose (e.g. "latent") and the sample with this number."""
     state = np.random.SeedSequence((seed, zlib.crc32(purpose.encode()), index)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Gives the default CPU generator, from which new layers draw, the seed of one purpose; restores it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(sample_generator(seed, purpose, 0).initial_seed())
+        yield
 
 
 def sample_noise(seed: int, purpose: str, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:

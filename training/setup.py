@@ -29,8 +29,10 @@ from training.data import (
     open_training_set,
     open_validation_set,
 )
+from training.discriminator import Discriminator
 from training.lpips import LPIPS
 from training.prompts import PromptBook
+from training.randomness import seeded
 from training.step import MicroBatch, Networks
 from training.student import Student, load_student_weights, student_weights
 from training.teacher import Teacher
@@ -59,11 +61,13 @@ class Run:
     student: Student
     teacher: Teacher
     perceptual: LPIPS
+    discriminator: Discriminator
 
     def wrap(self, accelerator: Accelerator) -> Networks:
         """Moves the networks to the device, and wraps those that are trained for autocast and several processes."""
         self.perceptual.to(accelerator.device)
         distilled = self.config.distillation != "none"
+        judged = self.config.realism_weight > 0
         self.teacher.to(accelerator.device if distilled else "cpu")
         return Networks(
             student=accelerator.prepare_model(self.student),
@@ -71,6 +75,8 @@ class Run:
             teacher=self.teacher,
             perceptual=self.perceptual,
             perceptual_autocast=lambda: self._perceptual_autocast(accelerator),
+            discriminator=self.discriminator,
+            judge=accelerator.prepare_model(self.discriminator) if judged else self.discriminator,
         )
 
     def _perceptual_autocast(self, accelerator: Accelerator) -> AbstractContextManager[Any]:
@@ -159,7 +165,9 @@ def build_run(config: TrainConfig, data: Data, accelerator: Accelerator) -> Run:
     if config.mixed_precision in HALF:
         for network in (student, teacher):
             cast_frozen(network, HALF[config.mixed_precision])
-    return Run(config, data, prompts, base, student, teacher, LPIPS(net="vgg"))
+    with seeded(config.seed, "discriminator"):
+        discriminator = Discriminator()
+    return Run(config, data, prompts, base, student, teacher, LPIPS(net="vgg"), discriminator)
 
 
 def build_prompts(config: TrainConfig, texts: Sequence[str], device: str) -> PromptBook:

@@ -1,21 +1,29 @@
-"""The losses of one micro batch: the student's (paper, equations 8 and 9) and the fake score's (equation 10)."""
+"""The losses of one micro batch: the student's (paper, equations 8 and 9) and the fake score's (equation 10).
+
+Ours, and off unless `realism_weight` is set: a discriminator that counts in proportion to the timestep.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tadsr.schedule import MAX_TIMESTEP
 from training.config import TrainConfig
+from training.discriminator import Discriminator, hinge_loss, realism_loss
 from training.losses import blurred_mse, diffusion_loss, mse, shifted, tavsd
 from training.lpips import LPIPS
 from training.randomness import sample_integers, sample_noise
 from training.teacher import Teacher
 from training.timesteps import distillation_timesteps, fake_score_timesteps, student_timesteps
+
+Comparison = tuple[Tensor, list[Tensor], list[Tensor]]
+"""Distances (B,), and the features of results and photographs that they are between."""
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """Gives a context for each part of a step, which may measure it."""
@@ -46,12 +54,33 @@ class Networks:
     teacher: Teacher  # the same one without a wrapper
     perceptual: LPIPS
     perceptual_autocast: Callable[[], AbstractContextManager[Any]]  # the others have it in themselves
+    discriminator: Discriminator
+    judge: nn.Module  # the discriminator, perhaps wrapped
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the discriminator learns from."""
+
+    ours: list[Tensor]  # LPIPS's features of the results, without gradients
+    real: list[Tensor]  # those of the photographs
+    weight: Tensor  # (B,): how much it counts at their timesteps, in 0..1
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """The student's loss of a micro batch, and what the other networks learn from."""
+
+    loss: Tensor  # a number
+    parts: dict[str, float]  # for the report
+    x0: Tensor  # (B, 4, h, w): the student's latents, without gradients
+    judged: Judged | None  # None without `realism_weight`
 
 
 def student_loss(
     config: TrainConfig, networks: Networks, batch: MicroBatch, downscale: int, clock: Clock = no_clock
-) -> tuple[Tensor, dict[str, float], Tensor]:
-    """Returns the student's loss, a number; its parts for the report; and the detached latents x0 (B, 4, h, w).
+) -> StudentLoss:
+    """Returns the student's loss.
 
     downscale: image pixels per latent pixel, along each side.
     """
@@ -69,28 +98,37 @@ def student_loss(
         difference = blurred_mse(image, batch.hq, timestep) if blurred else mse(image, batch.hq)
     parts = {"mse": difference.mean()}
     loss = config.mse_weight * parts["mse"]
-    if config.lpips_weight:
+    judged = None
+    if config.lpips_weight or config.realism_weight:
         with clock("lpips"), networks.perceptual_autocast():
-            parts["lpips"] = _perceptual_distance(config, networks.perceptual, image, batch).mean()
+            distance, ours, real = _compare(config, networks.perceptual, image, batch)
+        parts["lpips"] = distance.mean()
         loss = loss + config.lpips_weight * parts["lpips"]
+        if config.realism_weight:
+            judged = Judged([feature.detach() for feature in ours], real, timestep / MAX_TIMESTEP)
+            parts["realism"] = (judged.weight * realism_loss(networks.discriminator.verdicts(ours))).mean()
+            loss = loss + config.realism_weight * parts["realism"]
     if config.distillation != "none":
         with clock("distillation"):
             parts["distillation"] = _distillation(config, networks.teacher, batch, x0, timestep)
         loss = loss + config.distillation_weight * parts["distillation"]
-    return loss, {name: part.item() for name, part in parts.items()}, x0.detach()
+    return StudentLoss(loss, {name: part.item() for name, part in parts.items()}, x0.detach(), judged)
 
 
-def _perceptual_distance(config: TrainConfig, perceptual: LPIPS, image: Tensor, batch: MicroBatch) -> Tensor:
-    """Returns LPIPS, (B,); VGG's features are the largest tensors of a step, which checkpointing computes again."""
+def _compare(config: TrainConfig, perceptual: LPIPS, image: Tensor, batch: MicroBatch) -> Comparison:
+    """Returns LPIPS, (B,), and what it compares; VGG's features are the largest tensors of a step."""
     room = config.lpips_shift
     first = batch.indices[0]  # one place for the micro batch
     top, left = sample_integers(config.seed, "LPIPS shift", (2 * first, 2 * first + 1), 0, room).tolist()
     parts = shifted((image, batch.hq), top, left, room)
+
+    def compared(a: Tensor, b: Tensor) -> Comparison:
+        ours, real = perceptual.features(a), perceptual.features(b)
+        return perceptual.distance(ours, real), ours, real
+
     if not config.gradient_checkpointing:
-        return perceptual(*parts)
-    distance = checkpoint(perceptual, *parts, use_reentrant=False)
-    assert isinstance(distance, Tensor)
-    return distance
+        return compared(*parts)
+    return cast(Comparison, checkpoint(compared, *parts, use_reentrant=False))
 
 
 def _distillation(config: TrainConfig, teacher: Teacher, batch: MicroBatch, x0: Tensor, timestep: Tensor) -> Tensor:
@@ -99,6 +137,11 @@ def _distillation(config: TrainConfig, teacher: Teacher, batch: MicroBatch, x0: 
     noise = sample_noise(config.seed, "distillation", batch.indices, tuple(x0.shape[1:])).to(x0.device)
     scores = (teacher, teacher.teach)
     return tavsd(x0, noise, t_v, *scores, batch.context, batch.negative, config.guidance).loss.mean()
+
+
+def judge_loss(networks: Networks, judged: Judged) -> Tensor:
+    """Returns the discriminator's own loss, a number."""
+    return (judged.weight * hinge_loss(networks.judge(judged.real), networks.judge(judged.ours))).mean()
 
 
 def fake_score_loss(config: TrainConfig, networks: Networks, batch: MicroBatch, x0: Tensor) -> Tensor:

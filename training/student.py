@@ -36,7 +36,7 @@ from training.adapters import (
     read_adapters,
 )
 from training.base import Base, check_shapes, load_strictly
-from training.randomness import sample_generator
+from training.randomness import sample_generator, seeded
 
 CONV_IN = "conv_in"  # of the UNet
 TIME_PROJECTION = ".time_emb_proj."
@@ -183,8 +183,7 @@ def base_section(base: Base) -> dict[str, Tensor]:
 
 def _encoder(base: Base, time: Mapping[str, Tensor], seed: int) -> TimeAwareEncoder:
     """Returns the base's encoder with these time layers, or, if there are none, with new ones that do nothing."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(sample_generator(seed, "time layers", 0).initial_seed())
+    with seeded(seed, "time layers"):
         network = TimeAwareEncoder(EncoderConfig.from_state_dict(base.encoder, base.norm_groups))
     new = {key: parameter.detach() for key, parameter in _time_layers(network).items()}
     new |= {key: torch.zeros_like(tensor) for key, tensor in new.items() if TIME_PROJECTION in key}

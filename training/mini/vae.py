@@ -20,9 +20,9 @@ from torch import Tensor
 
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 from training.data import open_validation_set
+from training.discriminator import Discriminator, hinge_loss, realism_loss
 from training.losses import shifted
 from training.lpips import LPIPS
-from training.mini.discriminator import Discriminator, hinge_loss, realism_loss
 from training.mini.networks import MiniStudent
 from training.mini.pretraining import Losses, PretrainingConfig, Stage, pretrain, read_options
 from training.mini.start import follow_timestep
@@ -102,7 +102,7 @@ class VaeStage(Stage):
             return Losses(loss, None, shown)
         assert self.judge is not None
         realism = realism_loss(self.judge(ours)).mean()
-        judged = hinge_loss(self.judge(real), self.judge([feature.detach() for feature in ours]))
+        judged = hinge_loss(self.judge(real), self.judge([feature.detach() for feature in ours])).mean()
         loss = loss + config.realism_weight * realism
         return Losses(loss, judged, shown | {"realism": realism, "judged": judged})
 

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 FEATURES = {1: 128, 2: 256, 3: 512}  # which of the five compared layers of VGG16 are judged, and their channels
 WIDTH = 48
 SLOPE = 0.2
+SMALLEST_SIDE = 24  # of a picture, for three pixels of the last of them
 
 
 class Discriminator(nn.Module):
@@ -39,6 +41,11 @@ class Discriminator(nn.Module):
         judged = [(features[index], channels) for index, channels in FEATURES.items()]
         return [head(f * channels**0.5) for head, (f, channels) in zip(self.heads, judged, strict=True)]
 
+    def verdicts(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the same verdicts, with gradients for the features but none for the discriminator."""
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return functional_call(self, frozen, (features,))
+
 
 def realism_loss(verdicts: Sequence[Tensor]) -> Tensor:
     """Returns how little the results look like photographs to the discriminator, per sample (B,)."""
@@ -46,6 +53,6 @@ def realism_loss(verdicts: Sequence[Tensor]) -> Tensor:
 
 
 def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Returns the discriminator's own loss, a number (hinge loss, as in arXiv 1705.02894)."""
-    losses = [F.relu(1 - a).mean() + F.relu(1 + b).mean() for a, b in zip(real, fake, strict=True)]
-    return torch.stack(losses).mean()
+    """Returns the discriminator's own loss, per sample (B,) (hinge loss, as in arXiv 1705.02894)."""
+    losses = [(F.relu(1 - a) + F.relu(1 + b)).mean(dim=(1, 2, 3)) for a, b in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean(dim=0)
