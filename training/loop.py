@@ -35,6 +35,7 @@ from training.validate import validate
 
 WEIGHTS_NAME = "tadsr.safetensors"
 CHECKPOINTS_FOLDER = "checkpoints"
+STUDENT = "student"  # the part of a checkpoint that the weights are made of
 
 
 class TrainingStopped(RuntimeError):
@@ -60,7 +61,7 @@ class Trainer:
         self.networks = run.wrap(accelerator)
         config = self.config
         device = accelerator.device.type
-        self.student_part = make_part("student", run.student.trainable(), config.learning_rate, config, device)
+        self.student_part = make_part(STUDENT, run.student.trainable(), config.learning_rate, config, device)
         self.parts = [self.student_part]
         if config.distillation != "none":
             fake_parameters, rate = run.teacher.trainable(), config.fake_learning_rate

@@ -1,0 +1,77 @@
+"""The bundled file of a run: the mean of its last checkpoints, in half precision."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import few_steps, make_inputs, trainer
+
+from tadsr.weights import SECTIONS, WeightsError, load
+from training.checkpoint import CheckpointError
+from training.config import resolved
+from training.lpips import LPIPS
+from training.mini import bundle
+from training.mini.base import write_mini_base
+from training.train import CONFIG_NAME
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> Path:
+    """A run of three steps that left three checkpoints."""
+    lpips_network("vgg")  # runs load their own
+    folder = tmp_path_factory.mktemp("run")
+    config = few_steps(make_inputs(folder), folder / "output", keep=3, self_contained=True)
+    trainer(config).train()
+    (config.output / CONFIG_NAME).write_text(resolved(config), encoding="utf-8")
+    return config.output
+
+
+def test_it_is_the_mean_of_the_last_checkpoints_in_half_precision(run: Path, tmp_path: Path) -> None:
+    command = [str(run), "-o", str(tmp_path / "file.safetensors"), "--last", "2"]
+    assert called(*command) == 0
+    weights = load(tmp_path / "file.safetensors")
+    assert weights.is_self_contained and weights.metadata.name == "tadsr-mini"
+    assert weights.metadata.license == "Apache-2.0" and weights.metadata.extra["steps"] == "3"
+    assert all(t.dtype == torch.float16 for name in SECTIONS for t in getattr(weights, name).values())
+
+    (earlier, last) = (checkpoint.tensors() for checkpoint in bundle.checkpoints(run, 2))
+    name = "student.unet.conv_in.base_layer.weight"
+    assert not torch.equal(earlier[name], last[name])
+    expected = ((earlier[name] + last[name]) / 2).half()
+    (conv_in,) = [tensor for key, tensor in weights.unet_full.items() if key.endswith("weight")]
+    torch.testing.assert_close(conv_in, expected, rtol=1e-3, atol=0)  # a bit of float16
+    assert not torch.equal(conv_in, last[name].half())
+
+
+def test_a_base_that_has_changed_is_refused(run: Path, tmp_path: Path) -> None:
+    other = write_mini_base(tmp_path, seed=1)
+    changed = tmp_path / "run"
+    changed.mkdir()
+    for path in run.iterdir():
+        (changed / path.name).symlink_to(path)
+    text = (run / CONFIG_NAME).read_text(encoding="utf-8")
+    (changed / CONFIG_NAME).unlink()
+    lines = [f"base: {other}" if line.startswith("base:") else line for line in text.splitlines()]
+    (changed / CONFIG_NAME).write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(WeightsError, match="is not the base that"):
+        bundle.bundled(changed, 1)
+
+
+def test_too_few_checkpoints_or_no_run_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CheckpointError, match="has 3 checkpoints; accepted: at most that many"):
+        bundle.bundled(run, 4)
+    assert called(str(tmp_path), "-o", str(tmp_path / "file")) == 1
+    assert str(tmp_path / CONFIG_NAME) in capsys.readouterr().err
+    assert not (tmp_path / "file").exists()
+
+
+def called(*arguments: str) -> int:
+    before, sys.argv = sys.argv, ["bundle", *arguments]
+    try:
+        return bundle.main()
+    finally:
+        sys.argv = before
