@@ -18,6 +18,7 @@ from training.loop import WEIGHTS_NAME
 from training.settings import ConfigError
 from training.train import USER_ERRORS, train
 
+WITHOUT = ("realism_weight=0",)  # what the paper's training has not
 ROWS = {
     "full": (),
     "without-tae": ("time_aware=false",),
@@ -40,7 +41,7 @@ def main() -> int:
     try:
         rows = _rows(options.rows.split(","))
         for row in rows:
-            overrides = [f"steps={options.steps}", "validate_every=0", *options.overrides, *ROWS[row]]
+            overrides = [*WITHOUT, f"steps={options.steps}", "validate_every=0", *options.overrides, *ROWS[row]]
             paths = {"data": options.data, "base": options.base, "output": options.output / row}
             print(f"{row}:", flush=True)
             train(load_config(options.config, overrides, **paths))

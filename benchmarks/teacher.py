@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+import yaml
 from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,7 @@ from benchmarks.testset import load_test_set
 from host.cache import cache_directory
 from tadsr.geometry import enlarge
 from tadsr.schedule import BETA_END, BETA_START, MIN_TIMESTEP, NUM_TIMESTEPS, add_noise, x0_from_noise
+from training.config import PRESETS
 from training.images import to_picture, to_tensor
 from training.losses import Score, guidance_scale, guided
 from training.lpips import LPIPS
@@ -30,7 +32,6 @@ from training.restore import Restorer
 
 PREDICTED = (100, 300, 600)  # paper, figure 1 (b)
 SAMPLE_STEPS, SAMPLE_GUIDANCE, SAMPLE_SIDE = 50, (1.0, 3.0), 64  # a side of latents
-MINI_GUIDANCE = 1.5
 GAP = 8  # pixels between the pictures of a sheet
 
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--guidance",
         type=float,
-        default=MINI_GUIDANCE,
+        default=yaml.safe_load((PRESETS / "mini.yaml").read_text(encoding="utf-8"))["guidance"],
         help="of the predictions, at timestep 0 (default: %(default)s, as training/presets/mini.yaml)",
     )
     parser.add_argument("--seed", type=int, default=0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from training_runs import few_steps, make_inputs, trainer
 
-from tadsr.weights import SECTIONS, WeightsError, load
+from tadsr.weights import SECTIONS, WeightsError, load, save
 from training.checkpoint import CheckpointError
 from training.config import resolved
 from training.lpips import LPIPS
@@ -49,16 +50,36 @@ def test_it_is_the_mean_of_the_last_checkpoints_in_half_precision(run: Path, tmp
 
 def test_a_base_that_has_changed_is_refused(run: Path, tmp_path: Path) -> None:
     other = write_mini_base(tmp_path, seed=1)
-    changed = tmp_path / "run"
+    with pytest.raises(WeightsError, match="is not the base that"):
+        bundle.bundled(copy_with(run, tmp_path, "base", str(other)), 1)
+
+
+def test_checkpoints_of_other_settings_are_not_averaged(run: Path, tmp_path: Path) -> None:
+    changed = copy_with(run, tmp_path, "mse_weight", "3.0")
+    with pytest.raises(CheckpointError, match=r"other settings \(mse_weight\): average fewer"):
+        bundle.bundled(changed, 2)
+
+
+def test_another_base_than_the_small_one_is_refused(run: Path, tmp_path: Path) -> None:
+    base = load(write_mini_base(tmp_path, seed=5))
+    other = tmp_path / "other.safetensors"
+    save(other, replace(base, metadata=replace(base.metadata, name="Stable Diffusion 2.1")))
+    with pytest.raises(WeightsError, match="'Stable Diffusion 2.1'; accepted: a base of training.mini.teacher"):
+        bundle.bundled(copy_with(run, tmp_path, "base", str(other)), 1)
+
+
+def copy_with(run: Path, folder: Path, key: str, value: str) -> Path:
+    """Returns a folder like the run's, but with another value in its config."""
+    changed = folder / "run"
     changed.mkdir()
     for path in run.iterdir():
-        (changed / path.name).symlink_to(path)
-    text = (run / CONFIG_NAME).read_text(encoding="utf-8")
-    (changed / CONFIG_NAME).unlink()
-    lines = [f"base: {other}" if line.startswith("base:") else line for line in text.splitlines()]
-    (changed / CONFIG_NAME).write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(WeightsError, match="is not the base that"):
-        bundle.bundled(changed, 1)
+        if path.name != CONFIG_NAME:
+            (changed / path.name).symlink_to(path)
+    lines = (run / CONFIG_NAME).read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith(f"{key}:") for line in lines)
+    edited = [f"{key}: {value}" if line.startswith(f"{key}:") else line for line in lines]
+    (changed / CONFIG_NAME).write_text("\n".join(edited), encoding="utf-8")
+    return changed
 
 
 def test_too_few_checkpoints_or_no_run_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

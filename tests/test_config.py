@@ -57,7 +57,7 @@ def test_the_paper_s_preset_is_section_4_1() -> None:
 def test_the_other_presets_are_what_their_names_say() -> None:
     assert {"paper", "mini", "smoke"} <= set(NAMES)
     mini, smoke = config(preset="mini"), config(preset="smoke")
-    assert (mini.crop, mini.rank, mini.prompt, mini.light_share) == (64, 16, "photograph", 0.3)
+    assert (mini.crop, mini.rank, mini.prompt, mini.light_share) == (64, 16, "photograph", 0.5)
     assert mini.self_contained and not mini.gradient_checkpointing and mini.prompts == "fixed"
     assert (smoke.crop, smoke.workers, smoke.self_contained) == (64, 0, True)
     same = ("lam", "gamma", "distillation", "reconstruction", "lpips_weight", "betas")

@@ -182,7 +182,7 @@ class TrainConfig:
         if self.batch % self.micro_batch:
             raise ConfigError(f"micro_batch is {self.micro_batch}; accepted: divisors of batch ({self.batch})")
         if self.realism_weight and self.crop - self.lpips_shift < SMALLEST_JUDGED:
-            least = SMALLEST_JUDGED + self.lpips_shift
+            least = -(-(SMALLEST_JUDGED + self.lpips_shift) // 8) * 8
             raise ConfigError(f"crop is {self.crop}; accepted with realism_weight: from {least}")
         if self.validate_every and not self.validation_count:
             raise ConfigError("validation_count is 0; accepted: from 1, or 0 with validate_every=0")

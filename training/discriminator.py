@@ -36,15 +36,19 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Returns verdicts (B, 1, h, w) of each judged layer. features: those of `training.lpips.LPIPS`."""
+        """Returns verdicts (B, 1, h, w) of each judged layer. features: of `judged`."""
         # Features have unit length in each pixel; scaled, each channel has unit size.
-        judged = [(features[index], channels) for index, channels in FEATURES.items()]
-        return [head(f * channels**0.5) for head, (f, channels) in zip(self.heads, judged, strict=True)]
+        return [head(f * f.shape[1] ** 0.5) for head, f in zip(self.heads, features, strict=True)]
 
     def verdicts(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the same verdicts, with gradients for the features but none for the discriminator."""
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
         return functional_call(self, frozen, (features,))
+
+
+def judged(features: Sequence[Tensor]) -> list[Tensor]:
+    """Returns those of VGG16's `training.lpips.LPIPS.features` that the discriminator looks at."""
+    return [features[index] for index in FEATURES]
 
 
 def realism_loss(verdicts: Sequence[Tensor]) -> Tensor:

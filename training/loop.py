@@ -47,7 +47,7 @@ class Counters:
     """How far a run is; saved with its checkpoints."""
 
     step: int = 0  # steps done
-    skipped: int = 0  # of them, those in which a loss or a gradient of student or fake score was not finite
+    skipped: int = 0  # of them, those in which a loss or a gradient of any network was not finite
     skipped_in_a_row: int = 0
     losses: dict[str, float] = field(default_factory=dict)  # sums since the last report
     losses_count: int = 0
@@ -111,14 +111,8 @@ class Trainer:
         latents: list[Tensor] = []
         sums: dict[str, float] = {}
         for batch, is_last in _with_last(micro):
-            with self._synchronised(self.networks.student, is_last):
-                done = student_loss(self.config, self.networks, batch, self.run.student.downscale, self.clock)
-                with self.clock("student backward"):
-                    self.student_part.scaler.scale(done.loss / len(micro)).backward()
-            latents.append(done.x0)
-            parts = done.parts
-            if done.judged is not None:
-                parts["judge"] = self._judge(done.judged, is_last, len(micro))
+            x0, parts = self._student_step(batch, is_last, len(micro))
+            latents.append(x0)
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value / len(micro)
         judge_is_sound = self.judge_part is None or self._update(self.judge_part, sums)
@@ -129,6 +123,16 @@ class Trainer:
             if not self._update(self.fake_part, sums):
                 return None
         return sums
+
+    def _student_step(self, batch: MicroBatch, is_last: bool, micro_batches: int) -> tuple[Tensor, dict[str, float]]:
+        """Adds to the gradients of student and discriminator; returns the student's latents, and the losses."""
+        with self._synchronised(self.networks.student, is_last):
+            done = student_loss(self.config, self.networks, batch, self.run.student.downscale, self.clock)
+            with self.clock("student backward"):
+                self.student_part.scaler.scale(done.loss / micro_batches).backward()
+        if done.judged is None:
+            return done.x0, done.parts
+        return done.x0, done.parts | {"judge": self._judge(done.judged, is_last, micro_batches)}
 
     def _judge(self, judged: Judged, is_last: bool, micro_batches: int) -> float:
         """Adds to the discriminator's gradients; returns its loss on this micro batch."""
@@ -238,7 +242,7 @@ class Trainer:
         tensors = checkpoint.tensors()
         for part in self.parts:
             prefix = f"{part.name}_optimizer."
-            if part.name not in state:  # distillation was switched on by a change of settings
+            if part.name not in state:  # a change of settings brought it in
                 continue
             checkpoint.copy_into(part.parameters, tensors, f"{part.name}.")
             load_optimizer(part.optimizer, part.parameters, tensors, state[part.name]["optimizer"], prefix)

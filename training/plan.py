@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from training.base import load_base
 from training.config import TrainConfig, resolved
+from training.discriminator import Discriminator
 from training.lpips import LPIPS
 from training.setup import build_networks, build_prompts, open_data, skipped_lines
 from training.student import Student
@@ -56,7 +57,8 @@ def memory(
     where no fused kernel is used, makes it more; what the kernels need for themselves is not in it.
     """
     frozen_bytes = FULL_BYTES if config.mixed_precision == "no" else HALF_BYTES
-    networks = [student, perceptual, *([teacher] if config.distillation != "none" else [])]
+    networks: list[nn.Module] = [student, perceptual, *([teacher] if config.distillation != "none" else [])]
+    networks += [Discriminator()] if config.realism_weight else []
     trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for network in networks for p in network.parameters() if not p.requires_grad)
     pixels = config.micro_batch * config.crop**2

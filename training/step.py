@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tadsr.schedule import MAX_TIMESTEP
 from training.config import TrainConfig
-from training.discriminator import Discriminator, hinge_loss, realism_loss
+from training.discriminator import Discriminator, hinge_loss, judged, realism_loss
 from training.losses import blurred_mse, diffusion_loss, mse, shifted, tavsd
 from training.lpips import LPIPS
 from training.randomness import sample_integers, sample_noise
@@ -23,7 +23,7 @@ from training.teacher import Teacher
 from training.timesteps import distillation_timesteps, fake_score_timesteps, student_timesteps
 
 Comparison = tuple[Tensor, list[Tensor], list[Tensor]]
-"""Distances (B,), and the features of results and photographs that they are between."""
+"""Distances (B,), and features of results and photographs for the discriminator; none without `realism_weight`."""
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """Gives a context for each part of a step, which may measure it."""
@@ -47,7 +47,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a run; `student` and `fake_score` may be wrapped for several processes."""
+    """The networks of a run; `student`, `fake_score` and `judge` may be wrapped for several processes."""
 
     student: nn.Module
     fake_score: nn.Module  # the Teacher, called with its LoRA on
@@ -55,7 +55,7 @@ class Networks:
     perceptual: LPIPS
     perceptual_autocast: Callable[[], AbstractContextManager[Any]]  # the others have it in themselves
     discriminator: Discriminator
-    judge: nn.Module  # the discriminator, perhaps wrapped
+    judge: nn.Module  # the discriminator, called to train it
 
 
 @dataclass(frozen=True)
@@ -98,25 +98,26 @@ def student_loss(
         difference = blurred_mse(image, batch.hq, timestep) if blurred else mse(image, batch.hq)
     parts = {"mse": difference.mean()}
     loss = config.mse_weight * parts["mse"]
-    judged = None
+    to_judge = None
     if config.lpips_weight or config.realism_weight:
         with clock("lpips"), networks.perceptual_autocast():
             distance, ours, real = _compare(config, networks.perceptual, image, batch)
         parts["lpips"] = distance.mean()
         loss = loss + config.lpips_weight * parts["lpips"]
         if config.realism_weight:
-            judged = Judged([feature.detach() for feature in ours], real, timestep / MAX_TIMESTEP)
-            parts["realism"] = (judged.weight * realism_loss(networks.discriminator.verdicts(ours))).mean()
+            with clock("judge"):
+                to_judge = Judged([feature.detach() for feature in ours], real, timestep / MAX_TIMESTEP)
+                parts["realism"] = (to_judge.weight * realism_loss(networks.discriminator.verdicts(ours))).mean()
             loss = loss + config.realism_weight * parts["realism"]
     if config.distillation != "none":
         with clock("distillation"):
             parts["distillation"] = _distillation(config, networks.teacher, batch, x0, timestep)
         loss = loss + config.distillation_weight * parts["distillation"]
-    return StudentLoss(loss, {name: part.item() for name, part in parts.items()}, x0.detach(), judged)
+    return StudentLoss(loss, {name: part.item() for name, part in parts.items()}, x0.detach(), to_judge)
 
 
 def _compare(config: TrainConfig, perceptual: LPIPS, image: Tensor, batch: MicroBatch) -> Comparison:
-    """Returns LPIPS, (B,), and what it compares; VGG's features are the largest tensors of a step."""
+    """Returns LPIPS; VGG's features are the largest tensors of a step, which checkpointing computes again."""
     room = config.lpips_shift
     first = batch.indices[0]  # one place for the micro batch
     top, left = sample_integers(config.seed, "LPIPS shift", (2 * first, 2 * first + 1), 0, room).tolist()
@@ -124,7 +125,8 @@ def _compare(config: TrainConfig, perceptual: LPIPS, image: Tensor, batch: Micro
 
     def compared(a: Tensor, b: Tensor) -> Comparison:
         ours, real = perceptual.features(a), perceptual.features(b)
-        return perceptual.distance(ours, real), ours, real
+        distance = perceptual.distance(ours, real)
+        return (distance, judged(ours), judged(real)) if config.realism_weight else (distance, [], [])
 
     if not config.gradient_checkpointing:
         return compared(*parts)

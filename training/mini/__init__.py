@@ -3,6 +3,7 @@
 python -m training.mini.vae --data SHARDS --output VAE
 python -m training.mini.teacher --data SHARDS --vae VAE --output TEACHER
 python -m training.train --config training/presets/mini.yaml --data SHARDS --base TEACHER/base.safetensors ...
+python -m training.mini.bundle RUN -o FILE
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 from tadsr.weights import SECTIONS, TadsrWeights, WeightsError, load, save
 from training.base import load_base
 from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from training.config import load_config
+from training.config import TrainConfig, differences, load_config
 from training.loop import CHECKPOINTS_FOLDER, STUDENT, WEIGHTS_NAME
 from training.mini.export import LICENSE, NAME
 from training.named_tensors import load_parameters
@@ -35,12 +35,16 @@ def bundled(run: Path, last: int = LAST) -> TadsrWeights:
     base is gone or is another one.
     """
     config = load_config(run / CONFIG_NAME)
+    averaged = checkpoints(run, last)
     trained = load(run / WEIGHTS_NAME)
     base = load_base(config.base)
+    if base.name != NAME:
+        raise WeightsError(f"{config.base} is {base.name!r}; accepted: a base of training.mini.teacher ({NAME!r})")
     if base.sha256 != trained.metadata.extra["base_sha256"]:
         raise WeightsError(f"{config.base} is not the base that {run} was trained on: its content has changed")
-    student, _ = build_networks(config, base)
-    averaged = checkpoints(run, last)
+    for checkpoint in averaged:
+        _check_settings(checkpoint, config, base.sha256)
+    student, _ = build_networks(replace(config, init_weights=None), base)
     load_parameters(student.trainable(), mean(averaged), f"{STUDENT}.")
     steps = str(averaged[-1].step)
     metadata = replace(trained.metadata, name=NAME, license=LICENSE, extra=trained.metadata.extra | {"steps": steps})
@@ -55,6 +59,17 @@ def checkpoints(run: Path, last: int) -> list[Checkpoint]:
     if not 1 <= last <= len(found):
         raise CheckpointError(f"{run} has {len(found)} checkpoints; accepted: at most that many (--last is {last})")
     return found[-last:]
+
+
+def _check_settings(checkpoint: Checkpoint, config: TrainConfig, base_sha256: str) -> None:
+    """Raises CheckpointError if a checkpoint was made with other settings than the run has now."""
+    state = checkpoint.state()
+    changed = list(differences(state["config"], config))
+    changed += ["base"] if state["base_sha256"] != base_sha256 else []
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path} was made with other settings ({', '.join(changed)}): average fewer, with --last"
+        )
 
 
 def mean(averaged: list[Checkpoint]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 from training.data import open_validation_set
-from training.discriminator import Discriminator, hinge_loss, realism_loss
+from training.discriminator import Discriminator, hinge_loss, judged, realism_loss
 from training.losses import shifted
 from training.lpips import LPIPS
 from training.mini.networks import MiniStudent
@@ -101,10 +101,11 @@ class VaeStage(Stage):
         if progress < config.judge_from:
             return Losses(loss, None, shown)
         assert self.judge is not None
+        ours, real = judged(ours), judged(real)
         realism = realism_loss(self.judge(ours)).mean()
-        judged = hinge_loss(self.judge(real), self.judge([feature.detach() for feature in ours])).mean()
+        own = hinge_loss(self.judge(real), self.judge([feature.detach() for feature in ours])).mean()
         loss = loss + config.realism_weight * realism
-        return Losses(loss, judged, shown | {"realism": realism, "judged": judged})
+        return Losses(loss, own, shown | {"realism": realism, "judged": own})
 
 
 @torch.no_grad()
