@@ -94,8 +94,8 @@ def test_result_is_closer_to_the_truth_than_lanczos(
     reference = Reference(tensor(pixels(truth)), [lpips_network("alex")], border=4)
     ours, lanczos = (reference.score(tensor(p)) for p in (result_of(comfy_server, default_run), pixels(enlarged)))
     verdict = f"{ours}, Lanczos {lanczos}: the bundled model or its path is broken"
-    assert ours.lpips["alex"] < 0.92 * lanczos.lpips["alex"], verdict  # measured: 0.88
-    assert ours.psnr_y > lanczos.psnr_y - 0.25, verdict  # measured: 0.20 dB behind on this picture
+    assert ours.lpips["alex"] < 0.8 * lanczos.lpips["alex"], verdict  # measured: 0.72
+    assert ours.psnr_y > lanczos.psnr_y - 0.6, verdict  # measured: 0.52 dB behind on this picture
 
 
 def tensor(picture: np.ndarray) -> Tensor:
@@ -108,8 +108,8 @@ def test_timestep_changes_the_result(comfy_server: ComfyServer, uploaded: str) -
         result_of(comfy_server, comfy_server.run(prompt_for(uploaded, timestep=timestep))) for timestep in (100, 900)
     )
     difference = np.abs(faithful - inventive).mean() * 255
-    assert difference > 3, f"timesteps 100 and 900 differ by {difference:.2f} of 255: does the timestep arrive?"
-    assert sharpness(inventive) > 1.15 * sharpness(faithful), "a higher timestep should be sharper"  # measured: 1.27
+    assert difference > 2.5, f"timesteps 100 and 900 differ by {difference:.2f} of 255: does the timestep arrive?"
+    assert sharpness(inventive) > 1.2 * sharpness(faithful), "a higher timestep should be sharper"  # measured: 1.39
 
 
 def sharpness(picture: np.ndarray) -> float:
