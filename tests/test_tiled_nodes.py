@@ -97,7 +97,8 @@ def test_each_node_alone_in_tiles_is_as_whole(mini: Pack) -> None:
     (whole, _), (tiled, _) = mini.encode(image), mini.encode(image, **TILES)
     assert (tiled["samples"] - whole["samples"]).abs().mean() < 0.02 * whole["samples"].std()
     predicted, predicted_tiled = mini.one_step(whole)["samples"], mini.one_step(whole, **TILES)["samples"]
-    assert (predicted_tiled - predicted).abs().mean() < 0.02 * predicted.std()
+    # The UNet's tiles attend to themselves only; these are tiny.
+    assert (predicted_tiled - predicted).abs().mean() < 0.03 * predicted.std()
     assert not torch.equal(predicted_tiled, predicted), "the latent was not cut"
 
 
@@ -108,6 +109,12 @@ def test_any_shape_runs_in_tiles(pack: Pack, size: tuple[int, int]) -> None:
     assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
 
 
+def part_of_sample(repository: Path) -> Tensor:
+    """Returns a part of the sample photograph, (1, 128, 192, 3)."""
+    photograph = Image.open(repository / "assets" / "sample.jpg").convert("RGB").resize((384, 256))
+    return torch.from_numpy(np.array(photograph)[40:168, 100:292]).float()[None] / 255
+
+
 @pytest.mark.parametrize("shown", ["photograph", "gradient"])
 @pytest.mark.parametrize("small_sample", [False, True])
 def test_no_seam_shows(
@@ -115,19 +122,18 @@ def test_no_seam_shows(
 ) -> None:
     """A picture has edges of its own where tiles happen to meet: it is compared with the one made whole."""
     if shown == "photograph":
-        photograph = Image.open(repository / "assets" / "sample.jpg").convert("RGB").resize((384, 256))
-        image = torch.from_numpy(np.array(photograph)[80:144, 120:216]).float()[None] / 255
+        image = part_of_sample(repository)
     else:
-        image = torch.linspace(0.2, 0.8, 64)[:, None, None].expand(64, 96, 3)[None].clone()
-    tiles = {"tile": 128, "overlap": 64}
+        image = torch.linspace(0.2, 0.8, 128)[:, None, None].expand(128, 192, 3)[None].clone()
+    tiles = {"tile": 256, "overlap": 64}
     whole = mini.upscale(image).movedim(-1, 1)
     if small_sample:
-        cap_sample(mini, monkeypatch)
+        cap_sample(mini, monkeypatch, 384)
     result = mini.upscale(image, **tiles).movedim(-1, 1)
     plan = mini.comfy.module("nodes.plan")
     for cost in ("encoder_cost", "decoder_cost"):
         network = mini.encoder if cost == "encoder_cost" else mini.vae
-        phase = plan.plan_phase(getattr(mini.comfy.module("nodes.memory"), cost)(network), 64, 96, **tiles)
+        phase = plan.plan_phase(getattr(mini.comfy.module("nodes.memory"), cost)(network), 128, 192, **tiles)
         assert len(phase.tiles.tiles) > 4
         assert seam_ratio(result, phase.tiles, 4) <= 1.05 * seam_ratio(whole, phase.tiles, 4)
 
@@ -172,20 +178,20 @@ def test_the_crop_preview_of_a_whole_picture_is_cut_from_it(pack: Pack) -> None:
     assert torch.equal(pack.upscale(image, preview_size=50), pack.upscale(image)[:, 23:73, 55:105])
 
 
-def cap_sample(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def cap_sample(mini: Pack, monkeypatch: pytest.MonkeyPatch, side: int = 96) -> None:
     """Makes the copies that statistics come from smaller than the test's pictures, as they are of large ones."""
     sides = mini.comfy.module("nodes.plan").LARGEST_SIDE
     for phase in sides:
-        monkeypatch.setitem(sides, phase, 96)
+        monkeypatch.setitem(sides, phase, side)
 
 
 def test_tiles_look_as_the_whole_with_the_statistics_of_a_small_copy(
-    mini: Pack, monkeypatch: pytest.MonkeyPatch
+    mini: Pack, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = picture(40, 63)
+    image = part_of_sample(repository)
     whole = mini.upscale(image)
-    cap_sample(mini, monkeypatch)
-    assert mean_levels(mini.upscale(image), whole) < 4.0
+    cap_sample(mini, monkeypatch, 384)
+    assert mean_levels(mini.upscale(image), whole) < 2.0  # measured: 1.3
 
 
 def test_a_prompt_for_a_part_of_the_picture_stays_in_its_place(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:

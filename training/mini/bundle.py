@@ -20,6 +20,7 @@ from training.config import TrainConfig, differences, load_config
 from training.loop import CHECKPOINTS_FOLDER, STUDENT, WEIGHTS_NAME
 from training.mini.export import LICENSE, NAME
 from training.named_tensors import load_parameters
+from training.prompts import LEARNED_PROMPT
 from training.settings import ConfigError
 from training.setup import build_networks
 from training.student import student_weights
@@ -47,7 +48,8 @@ def bundled(run: Path, last: int = LAST) -> TadsrWeights:
     student, _ = build_networks(replace(config, init_weights=None), base)
     load_parameters(student.trainable(), mean(averaged), f"{STUDENT}.")
     steps = str(averaged[-1].step)
-    metadata = replace(trained.metadata, name=NAME, license=LICENSE, extra=trained.metadata.extra | {"steps": steps})
+    extra = trained.metadata.extra | {"steps": steps}
+    metadata = replace(trained.metadata, name=NAME, license=LICENSE, prompt=LEARNED_PROMPT, extra=extra)
     weights = student_weights(student, metadata, prompt=trained.prompt, base=base)
     sections = {name: {key: tensor.half() for key, tensor in getattr(weights, name).items()} for name in SECTIONS}
     return replace(weights, **sections, prompt=None if trained.prompt is None else trained.prompt.half())
