@@ -74,6 +74,15 @@ def lpips_network() -> Callable[[str], LPIPS]:
     return load
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> dict[str, Path]:
+    """Pictures and a base model for small training runs, by the names of their config."""
+    from training_runs import make_inputs
+
+    lpips_network("vgg")  # runs load their own
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
 @pytest.fixture(scope="session")
 def shared_reference() -> Path:
     """The recorded outputs of the official implementation, which are not in this repository."""

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from training_runs import few_steps, make_inputs, trainer
+from training_runs import few_steps, trainer
 
 from tadsr.weights import SECTIONS, WeightsError, load, save
 from training.checkpoint import CheckpointError
 from training.config import resolved
-from training.lpips import LPIPS
 from training.mini import bundle
 from training.mini.base import write_mini_base
 from training.train import CONFIG_NAME
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> Path:
+def run(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps that left three checkpoints."""
-    lpips_network("vgg")  # runs load their own
-    folder = tmp_path_factory.mktemp("run")
-    config = few_steps(make_inputs(folder), folder / "output", keep=3, self_contained=True)
+    config = few_steps(inputs, tmp_path_factory.mktemp("run"), keep=3, self_contained=True)
     trainer(config).train()
     (config.output / CONFIG_NAME).write_text(resolved(config), encoding="utf-8")
     return config.output

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
-from training_runs import few_steps, log_of, make_inputs
+from training_runs import few_steps, log_of
 
 from training.config import PRESETS
-from training.lpips import LPIPS
 from training.train import main
 
 SMOKE = ("--config", str(PRESETS / "smoke.yaml"))
@@ -20,12 +18,6 @@ SMOKE = ("--config", str(PRESETS / "smoke.yaml"))
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
     AcceleratorState._reset_state()  # it keeps the precision of a process's first run
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> dict[str, Path]:
-    lpips_network("vgg")  # runs load their own
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def command(inputs: dict[str, Path], output: Path, *more: str) -> list[str]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from training_runs import (
     few_steps,
     final_tensors,
     log_of,
-    make_inputs,
     train_in_two_processes,
     trainer,
 )
@@ -27,16 +25,9 @@ from training_runs import (
 from tadsr.weights import load
 from training.checkpoint import CheckpointError
 from training.loop import CHECKPOINTS_FOLDER, TrainingStopped
-from training.lpips import LPIPS
 from training.settings import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> dict[str, Path]:
-    lpips_network("vgg")  # runs load their own
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

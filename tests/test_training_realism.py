@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,12 @@ from training_runs import (
     few_steps,
     final_tensors,
     log_of,
-    make_inputs,
     train_in_two_processes,
     trainer,
 )
 
 from tadsr.schedule import MAX_TIMESTEP
 from training.discriminator import hinge_loss, realism_loss
-from training.lpips import LPIPS
 from training.settings import ConfigError
 from training.step import judge_loss, student_loss
 from training.timesteps import student_timesteps
@@ -30,12 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = (*LOSSES, "realism", "judge")
 WITH_REALISM = {"realism_weight": 0.5}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str], LPIPS]) -> dict[str, Path]:
-    lpips_network("vgg")  # runs load their own
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def student_loss(
 
 
 def _compare(config: TrainConfig, perceptual: LPIPS, image: Tensor, batch: MicroBatch) -> Comparison:
-    """Returns LPIPS; VGG's features are the largest tensors of a step, which checkpointing computes again."""
+    """Compares by LPIPS; VGG's features are the largest tensors of a step, which checkpointing computes again."""
     room = config.lpips_shift
     first = batch.indices[0]  # one place for the micro batch
     top, left = sample_integers(config.seed, "LPIPS shift", (2 * first, 2 * first + 1), 0, room).tolist()
