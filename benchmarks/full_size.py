@@ -111,6 +111,7 @@ def write_random_weights(models: Path, seed: int = 0) -> None:
     from safetensors.torch import save_file
 
     from benchmarks.unmerged import MOMENTS, SD_NORM_GROUPS, SD_WIDTHS
+    from tadsr.architecture import is_time_layer
     from tadsr.encoder import EncoderConfig, TimeAwareEncoder
     from tadsr.weights import Metadata, save
     from training.adapters import LORA_PARTS
@@ -130,10 +131,10 @@ def write_random_weights(models: Path, seed: int = 0) -> None:
     encoder = TimeAwareEncoder(EncoderConfig()).state_dict()
     base = Base(
         unet=UNet2DConditionModel(**SD_UNET).eval(),
-        encoder={key: tensor for key, tensor in encoder.items() if "time_emb" not in key},
+        encoder={key: tensor for key, tensor in encoder.items() if not is_time_layer(key)},
         decoder=LatentDecoder(decoder).eval(),
         norm_groups=SD_NORM_GROUPS,
-        encoder_time={key: tensor for key, tensor in encoder.items() if "time_emb" in key},
+        encoder_time={key: tensor for key, tensor in encoder.items() if is_time_layer(key)},
         prompt=None,
         name="random",
         sha256="",

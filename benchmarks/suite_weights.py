@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from torch import nn
 
+from tadsr.architecture import is_time_layer
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, Metadata, TadsrWeights, save
@@ -37,7 +38,7 @@ def write_random_weights(path: Path, seed: int = 0) -> None:
         norm_num_groups=VAE_GROUPS,
     )
     post = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
-    vae = {key: tensor for key, tensor in encoder.items() if "time_emb" not in key}
+    vae = {key: tensor for key, tensor in encoder.items() if not is_time_layer(key)}
     vae |= diffusers_vae_to_ldm({f"decoder.{key}": tensor for key, tensor in decoder.state_dict().items()})
     vae |= {f"post_quant_conv.{key}": tensor for key, tensor in post.state_dict().items()}
     base = {BASE_UNET_PREFIX + key: tensor for key, tensor in diffusers_unet_to_ldm(unet.state_dict()).items()}
@@ -46,7 +47,7 @@ def write_random_weights(path: Path, seed: int = 0) -> None:
         unet_lora={},
         unet_full={},
         encoder_lora={},
-        encoder_time={key: tensor for key, tensor in encoder.items() if "time_emb" in key},
+        encoder_time={key: tensor for key, tensor in encoder.items() if is_time_layer(key)},
         prompt=torch.randn(1, TOKENS, CONTEXT_WIDTH),
         base=base,
         metadata=Metadata(name="random", vae_norm_groups=VAE_GROUPS),

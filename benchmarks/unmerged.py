@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tadsr import weights as tadsr_weights
+from tadsr.architecture import UNetLayout
 from tadsr.encoder import MIN_TIME_FEATURES, NORM_EPS, TIME_EMBEDDING_WIDTH
-from tadsr.keys import UNetLayout, inverse, ldm_vae_to_diffusers, rename, unet_table, vae_table_of
+from tadsr.keys import inverse, ldm_vae_to_diffusers, rename, unet_table, vae_table_of
 from tadsr.lora import Adapter, adapters
 from tadsr.schedule import DEFAULT_TIMESTEP
 from tadsr.weights import UNET_PREFIX, TadsrWeights

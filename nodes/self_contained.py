@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..tadsr.architecture import VAE_ATTENTION, VaeHalf, shapes_of
 from ..tadsr.lora import check_keys
 from .compat import ensure_own_decoder
 
@@ -28,7 +28,6 @@ SD_VAE_CHANNELS = 128  # first width of the SD VAE: ComfyUI's memory formulas ar
 SD_DOWNSCALE = 8  # of the SD VAE
 # ComfyUI's formulas for the SD VAE, bytes of the dtype per pixel (comfy/sd.py, class VAE)
 ENCODE_VALUES_PER_PIXEL, DECODE_VALUES_PER_PIXEL = 1767, 2178
-ATTENTION = "mid.attn_1."
 
 
 class StudentUNet(comfy.supported_models.SD20):
@@ -113,8 +112,8 @@ def build_vae(state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype 
     Attention in the middle of encoder and decoder may be absent. Raises WeightsError if tensors are missing.
     norm_groups: groups of every normalisation; ComfyUI builds all VAEs with 32. dtype: None for ComfyUI's choice.
     """
-    encoder, decoder = _half_config(state, "encoder", "down"), _half_config(state, "decoder", "up")
-    if not any(key.startswith(f"decoder.{ATTENTION}") for key in state):
+    encoder, decoder = _half_config(state, "encoder"), _half_config(state, "decoder")
+    if not any(key.startswith(f"decoder.{VAE_ATTENTION}") for key in state):
         decoder["attn_op"] = NoAttention
     state = {**state, **_absent_encoder_attention(state)}
     params = {
@@ -132,32 +131,27 @@ def build_vae(state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype 
     return vae
 
 
-def _half_config(state: Mapping[str, Tensor], half: str, path: str) -> dict[str, Any]:
+def _half_config(state: Mapping[str, Tensor], half: str) -> dict[str, Any]:
     """Returns ComfyUI's configuration of an encoder or decoder, read from shapes."""
-    levels = _count(state, rf"{half}\.{path}\.(\d+)\.")
-    widths = [state[f"{half}.{path}.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)]
-    blocks = _count(state, rf"{half}\.{path}\.0\.block\.(\d+)\.")
+    shapes = shapes_of(state)
+    sizes = VaeHalf.of_encoder(shapes) if half == "encoder" else VaeHalf.of_decoder(shapes)
     return {
         "double_z": True,
-        "z_channels": state["decoder.conv_in.weight"].shape[1],
+        "z_channels": shapes["decoder.conv_in.weight"][1],
         "resolution": 256,  # decides nothing without attn_resolutions
-        "in_channels": state["encoder.conv_in.weight"].shape[1],
-        "out_ch": state["decoder.conv_out.weight"].shape[0],
-        "ch": widths[0],
-        "ch_mult": [Multiple(width) for width in widths],
-        "num_res_blocks": blocks if half == "encoder" else blocks - 1,  # the decoder has one more
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_ch": shapes["decoder.conv_out.weight"][0],
+        "ch": sizes.channels[0],
+        "ch_mult": [Multiple(width) for width in sizes.channels],
+        "num_res_blocks": sizes.blocks if half == "encoder" else sizes.blocks - 1,  # the decoder has one more
         "attn_resolutions": [],
         "dropout": 0.0,
     }
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return max((int(m[1]) + 1 for key in state if (m := re.match(pattern, key))), default=0)
-
-
 def _absent_encoder_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns an attention that adds nothing, if the encoder has none: ComfyUI's always has one."""
-    prefix = f"encoder.{ATTENTION}"
+    prefix = f"encoder.{VAE_ATTENTION}"
     if any(key.startswith(prefix) for key in state):
         return {}
     width = state["encoder.conv_out.weight"].shape[1]

@@ -16,7 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .keys import UNetLayout, WeightsError, rename, unet_table, vae_table_of
+from .architecture import UNetLayout
+from .errors import WeightsError
+from .keys import rename, unet_table, vae_table_of
 from .lora import Adapter, adapters, check_keys
 from .schedule import timestep_grid
 from .sources import read_base, read_pickle, read_prompt, sha256

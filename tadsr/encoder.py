@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .architecture import VaeHalf, shapes_of
+
 NORM_EPS = 1e-6  # SD VAE config
 MIN_TIME_FEATURES = 128  # sinusoidal features: max(128, first channel count)
 TIME_EMBEDDING_WIDTH = 256  # width of the timestep embedding
@@ -51,22 +53,15 @@ class EncoderConfig:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], norm_groups: int = 32) -> EncoderConfig:
         """Returns the config read from tensor shapes. state: keys `encoder.*`; raises KeyError if it is no encoder."""
-        levels = _count(state, "encoder.down.{}.block.0.conv1.weight")
+        half = VaeHalf.of_encoder(shapes_of(state))
         return cls(
-            in_channels=state["encoder.conv_in.weight"].shape[1],
-            latent_channels=state["encoder.conv_out.weight"].shape[0] // 2,
-            channels=tuple(state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)),
-            layers_per_level=_count(state, "encoder.down.0.block.{}.conv1.weight"),
-            mid_attention="encoder.mid.attn_1.q.weight" in state,
+            in_channels=half.in_channels,
+            latent_channels=half.out_channels // 2,
+            channels=half.channels,
+            layers_per_level=half.blocks,
+            mid_attention=half.mid_attention,
             norm_groups=norm_groups,
         )
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    n = 0
-    while pattern.format(n) in state:
-        n += 1
-    return n
 
 
 def timestep_features(timestep: Tensor, width: int) -> Tensor:

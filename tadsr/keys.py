@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
+
+from .architecture import UNetLayout, vae_layout
+from .errors import WeightsError
 
 Table = Mapping[str, str]
 
@@ -60,41 +62,6 @@ VAE_OLD_ATTENTION = {  # names written by diffusers before 0.17, still in most p
 }
 _OLD_ATTENTION_KEY = re.compile(r"(.*\.mid_block\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)")
 _ATTENTION_WEIGHT = re.compile(r"(en|de)coder\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
-
-
-class WeightsError(ValueError):
-    """Weights that are not what they should be: wrong file, keys, shapes or version."""
-
-
-@dataclass(frozen=True)
-class UNetLayout:
-    """What decides the module names of a UNet of the SD 2.x kind."""
-
-    levels: int
-    layers_per_level: int  # of the down path; the up path has one more
-    up_attention: tuple[bool, ...]  # per up block, lowest resolution first: does it hold transformers?
-
-    @classmethod
-    def from_diffusers(cls, names: Iterable[str]) -> UNetLayout:
-        """Returns the layout of a UNet with these keys or modules, e.g. `down_blocks.0.resnets.0.conv1`."""
-        names = set(names)
-        levels = _count(names, r"down_blocks\.(\d+)\.")
-        layers = _count(names, r"down_blocks\.0\.resnets\.(\d+)\.")
-        attention = (_count(names, rf"up_blocks\.{i}\.attentions\.(\d+)\.") > 0 for i in range(levels))
-        return cls(levels, layers, tuple(attention))
-
-    @classmethod
-    def from_ldm(cls, names: Iterable[str]) -> UNetLayout:
-        """Returns the layout of a UNet with these keys or modules, e.g. `input_blocks.1.0.in_layers.2`."""
-        names = set(names)
-        downsamplers = {int(m[1]) for n in names if (m := re.match(r"input_blocks\.(\d+)\.0\.op\b", n))}
-        blocks = _count(names, r"input_blocks\.(\d+)\.")
-        step = min(downsamplers, default=blocks)
-        levels = len(downsamplers) + 1
-        attention = (
-            _count(names, rf"output_blocks\.{i * step}\.1\.transformer_blocks\.(\d+)\.") > 0 for i in range(levels)
-        )
-        return cls(levels, step - 1, tuple(attention))
 
 
 def unet_table(layout: UNetLayout) -> dict[str, str]:
@@ -148,16 +115,7 @@ def vae_table(levels: int, layers_per_level: int) -> dict[str, str]:
 
 def vae_table_of(names: Iterable[str]) -> dict[str, str]:
     """Returns the table of a VAE with these keys or modules in either layout; half a VAE will do."""
-    names = set(names)
-    levels = max(
-        _count(names, r"encoder\.down(?:_blocks)?\.(\d+)\."),
-        _count(names, r"decoder\.up(?:_blocks)?\.(\d+)\."),
-    )
-    layers = max(
-        _count(names, r"encoder\.down(?:_blocks)?\.0\.(?:resnets|block)\.(\d+)\."),
-        _count(names, r"decoder\.up(?:_blocks)?\.0\.(?:resnets|block)\.(\d+)\.") - 1,
-    )
-    return vae_table(levels, layers)
+    return vae_table(*vae_layout(names))
 
 
 def inverse(table: Table) -> dict[str, str]:
@@ -215,11 +173,6 @@ def ldm_vae_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _joined(ours: str, theirs: str, names: Table) -> dict[str, str]:
     return {f"{ours}.{a}".rstrip("."): f"{theirs}.{b}".rstrip(".") for a, b in names.items()}
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    """Returns one more than the highest number that `pattern` captures at the start of a name, or 0."""
-    return max((int(m[1]) + 1 for n in names if (m := re.match(pattern, n))), default=0)
 
 
 def _modern(key: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .keys import WeightsError
+from .errors import WeightsError
 
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 SHOWN_KEYS = 3  # how many keys an error lists

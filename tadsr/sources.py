@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .architecture import is_time_layer
+from .errors import WeightsError
 from .foreign import describe_bytes
-from .keys import WeightsError, diffusers_unet_to_ldm, diffusers_vae_to_ldm
+from .keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from .weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX
 
 VAE_FOLDERS = ("vae", "time_vae")  # in a diffusers folder; the official release calls it time_vae
@@ -64,7 +66,7 @@ def read_base(path: Path) -> dict[str, Tensor]:
     if folder is None or not (path / "unet").is_dir():
         raise WeightsError(f"{path} is no diffusers folder: it needs unet/ and one of {', '.join(VAE_FOLDERS)}")
     # time_vae has untrained time layers too; the trained ones come from the checkpoint
-    vae = {key: t for key, t in _read_folder(folder).items() if "time_emb" not in key}
+    vae = {key: t for key, t in _read_folder(folder).items() if not is_time_layer(key)}
     return _prefixed(BASE_UNET_PREFIX, diffusers_unet_to_ldm(_read_folder(path / "unet"))) | _prefixed(
         BASE_VAE_PREFIX, diffusers_vae_to_ldm(vae)
     )

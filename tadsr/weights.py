@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .architecture import time_layer_keys, vae_layout
 from .encoder import EncoderConfig, TimeAwareEncoder
+from .errors import WeightsError
 from .foreign import describe_bytes, describe_keys
-from .keys import WeightsError
 from .lora import adapters, check_fits, check_keys, merged
 
 __all__ = [
@@ -50,7 +51,6 @@ UNET_PREFIX, BASE_UNET_PREFIX, BASE_VAE_PREFIX = (
     "model.diffusion_model.",
     "first_stage_model.",
 )
-TIME_PART = re.compile(r"encoder\.(time_embedding\.linear_[12]|.+\.time_emb_proj)\.(weight|bias)")
 REQUIRED_BASE_KEYS = {
     f"{BASE_UNET_PREFIX}input_blocks.0.0.weight",
     f"{BASE_VAE_PREFIX}encoder.conv_in.weight",
@@ -166,7 +166,7 @@ def validate(weights: TadsrWeights) -> None:
     adapters(weights.encoder_lora)
     unet = {**adapters(weights.unet_lora), **weights.unet_full}
     check_keys("UNet section", unet, {key for key in unet if key.startswith(UNET_PREFIX)})
-    check_keys("time layers", weights.encoder_time, _expected_time_keys(weights.encoder_time))
+    check_keys("time layers", weights.encoder_time, time_layer_keys(*vae_layout(weights.encoder_time)))
     if weights.prompt is not None and (weights.prompt.ndim != 3 or weights.prompt.shape[0] != 1):
         raise WeightsError(f"prompt has shape {tuple(weights.prompt.shape)}; accepted is (1, tokens, width)")
     for name in ("unet_lora", "unet_full", "encoder_lora", "encoder_time"):
@@ -235,16 +235,6 @@ def _check_encoder(weights: TadsrWeights, vae: Mapping[str, Tensor]) -> dict[str
 
 def _encoder_part(vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: t for key, t in vae.items() if key.startswith(("encoder.", "quant_conv."))}
-
-
-def _expected_time_keys(seen: Iterable[str]) -> set[str]:
-    """Returns the keys of a complete set of time layers with as many levels and layers as `seen` mentions."""
-    blocks = [m for key in seen if (m := re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.", key))]
-    levels, layers = (max((int(m[i]) + 1 for m in blocks), default=1) for i in (1, 2))
-    modules = [f"encoder.time_embedding.linear_{i}" for i in (1, 2)]
-    modules += [f"encoder.mid.block_{i}.time_emb_proj" for i in (1, 2)]
-    modules += [f"encoder.down.{i}.block.{j}.time_emb_proj" for i in range(levels) for j in range(layers)]
-    return {f"{module}.{part}" for module in modules for part in ("weight", "bias")}
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 
+from tadsr.architecture import is_time_layer
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from tadsr.lora import Adapter
@@ -69,7 +70,7 @@ def sd_checkpoint() -> dict[str, Tensor]:
             layers_per_block=2,
         )
         post = nn.Conv2d(4, 4, 1)
-    vae = {key: tensor for key, tensor in encoder.state_dict().items() if "time_emb" not in key}
+    vae = {key: tensor for key, tensor in encoder.state_dict().items() if not is_time_layer(key)}
     vae |= diffusers_vae_to_ldm({f"decoder.{key}": tensor for key, tensor in decoder.state_dict().items()})
     vae |= {f"post_quant_conv.{key}": tensor for key, tensor in post.state_dict().items()}
     state = {BASE_UNET_PREFIX + key: tensor for key, tensor in diffusers_unet_to_ldm(unet.state_dict()).items()}
@@ -98,7 +99,7 @@ def adapters_for(checkpoint: dict[str, Tensor], context_width: int = SD_CONTEXT_
         unet_lora=unet_lora,
         unet_full={f"diffusion_model.{key}": noise(*tensor.shape) for key, tensor in conv_in.items()},
         encoder_lora=encoder_lora,
-        encoder_time={key: noise(*tensor.shape) for key, tensor in encoder.items() if "time_emb" in key},
+        encoder_time={key: noise(*tensor.shape) for key, tensor in encoder.items() if is_time_layer(key)},
         prompt=noise(1, 8, context_width),
         base={},
         metadata=Metadata(name="random adapters", rank=RANK, alpha=ALPHA),

@@ -13,10 +13,11 @@ from random_weights import adapters_for, random_student, sd_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tadsr.architecture import is_time_layer
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
-from tadsr.keys import WeightsError
+from tadsr.errors import WeightsError
 from tadsr.schedule import LATENT_SCALE
-from tadsr.weights import TIME_PART, TadsrWeights, save
+from tadsr.weights import TadsrWeights, save
 from training.base import Base, LatentDecoder, load_base
 from training.mini import VAE_NORM_GROUPS, MiniStudent
 from training.mini.export import weights_from_student
@@ -92,7 +93,7 @@ def test_a_self_contained_weights_file_is_a_base_with_its_time_layers(
     base = load_base(path)
     assert base.name == "tadsr-mini" and base.norm_groups == VAE_NORM_GROUPS
     assert base.prompt is not None and torch.equal(base.prompt, student.prompt)
-    assert base.encoder_time and all(TIME_PART.fullmatch(key) for key in base.encoder_time)
+    assert base.encoder_time and all(is_time_layer(key) for key in base.encoder_time)
     encoder = TimeAwareEncoder(EncoderConfig.from_state_dict(base.encoder, base.norm_groups))
     encoder.load_state_dict(base.encoder | base.encoder_time)
     image, x0, steps = torch.rand(1, 3, 32, 32) * 2 - 1, torch.randn(1, 4, 8, 8), torch.tensor([300])

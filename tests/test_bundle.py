@@ -10,7 +10,8 @@ import pytest
 import torch
 from training_runs import few_steps, trainer
 
-from tadsr.weights import SECTIONS, WeightsError, load, save
+from tadsr.errors import WeightsError
+from tadsr.weights import SECTIONS, load, save
 from training.checkpoint import CheckpointError
 from training.config import resolved
 from training.mini import bundle

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from test_weights import assert_equal
 
 from tadsr.convert import LICENSE_NOTICE, OFFICIAL_TIMESTEPS, convert_official, main, weights_from_official
+from tadsr.errors import WeightsError
 from tadsr.lora import adapters
-from tadsr.weights import WeightsError, encoder_state_dict, load, save, unet_state_dict
+from tadsr.weights import encoder_state_dict, load, save, unet_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from host import torch_import_shim
+from tadsr.architecture import UNetLayout
+from tadsr.errors import WeightsError
 from tadsr.keys import (
-    UNetLayout,
-    WeightsError,
     diffusers_unet_to_ldm,
     diffusers_vae_to_ldm,
     inverse,

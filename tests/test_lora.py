@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tadsr.keys import WeightsError
+from tadsr.errors import WeightsError
 from tadsr.lora import Adapter, adapters, merge, merged, same_shape
 
 

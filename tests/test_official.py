@@ -13,8 +13,9 @@ from tiny_weights import adapters_only
 from torch import Tensor
 
 from tadsr.convert import convert_official
+from tadsr.errors import WeightsError
 from tadsr.lora import adapters, merge
-from tadsr.weights import WeightsError, save
+from tadsr.weights import save
 from training.official import main, official_state, save_official
 
 

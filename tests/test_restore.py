@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tadsr.color import COLOUR_MATCHES, match_adain
 from tadsr.convert import convert_official
+from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple
-from tadsr.weights import Metadata, WeightsError, save
+from tadsr.weights import Metadata, save
 from training.base import load_base
 from training.mini import MiniStudent
 from training.mini.export import weights_from_student

@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 from test_teacher import TOLERANCE, reference_teacher, relative_error
 from torch import Tensor
 
+from tadsr.architecture import is_time_layer
 from tadsr.convert import OFFICIAL_TIMESTEPS, convert_official
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
-from tadsr.keys import WeightsError, rename, vae_table_of
+from tadsr.errors import WeightsError
+from tadsr.keys import rename, vae_table_of
 from tadsr.schedule import teacher_timestep
-from tadsr.weights import TIME_PART, Metadata, TadsrWeights, load, save
+from tadsr.weights import Metadata, TadsrWeights, load, save
 from training.adapters import cast_frozen
 from training.base import Base, LatentDecoder, load_base
 from training.losses import blurred_mse, tavsd
@@ -154,7 +156,7 @@ def test_equal_seeds_give_equal_students(small_base: Callable[[], Base]) -> None
 def test_what_is_trained_can_be_chosen(small_base: Callable[[], Base]) -> None:
     base = small_base()
     names = set(Student(base).trainable())
-    assert {n for n in names if ".lora_" not in n and not TIME_PART.fullmatch(n.removeprefix("encoder."))} == {
+    assert {n for n in names if ".lora_" not in n and not is_time_layer(n.removeprefix("encoder."))} == {
         "unet.conv_in.base_layer.weight",
         "unet.conv_in.base_layer.bias",
     }
@@ -290,7 +292,7 @@ def full_size_base() -> Base:
         decoder = LatentDecoder(Decoder(in_channels=4))
         encoder = TimeAwareEncoder(EncoderConfig()).state_dict()
     unet.conv_in.to_empty(device="cpu")  # its values are copied out
-    encoder = {key: tensor for key, tensor in encoder.items() if "time_emb" not in key}
+    encoder = {key: tensor for key, tensor in encoder.items() if not is_time_layer(key)}
     return Base(unet, encoder, decoder, 32, {}, None, "sd", "")
 
 

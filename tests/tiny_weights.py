@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tadsr.architecture import is_time_layer
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.lora import Adapter
 from tadsr.weights import Metadata, TadsrWeights
@@ -22,13 +23,13 @@ UNET_SHAPES = {
 def base_vae() -> dict[str, Tensor]:
     """Returns a base encoder with a scrap of a decoder, keys without `first_stage_model.`."""
     state = TimeAwareEncoder(ENCODER).state_dict()
-    vae = {key: _random(t.shape) for key, t in state.items() if "time_emb" not in key}
+    vae = {key: _random(t.shape) for key, t in state.items() if not is_time_layer(key)}
     return vae | {"decoder.conv_in.weight": _random((8, 4, 3, 3))}
 
 
 def adapters_only() -> TadsrWeights:
     """Returns weights that need a base: what the official checkpoint becomes."""
-    time = {key: _random(t.shape) for key, t in TimeAwareEncoder(ENCODER).state_dict().items() if "time_emb" in key}
+    time = {key: _random(t.shape) for key, t in TimeAwareEncoder(ENCODER).state_dict().items() if is_time_layer(key)}
     unet, encoder = {}, {}
     for module in ("input_blocks.0.0", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", "out.2"):
         out, *rest = UNET_SHAPES[f"diffusion_model.{module}.weight"]

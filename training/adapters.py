@@ -15,20 +15,23 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tadsr.keys import WeightsError
+from tadsr.architecture import is_time_layer
+from tadsr.errors import WeightsError
 from tadsr.lora import Adapter, check_fits, check_keys
 
 ADAPTER = "default"  # peft's name of the only adapter
 BASE_PART, LORA_PARTS = ".base_layer.", (".lora_A.", ".lora_B.")
-TIME_LAYER = "time_emb"  # time_embedding and time_emb_proj have no LoRA (behaviour of the official code)
 
 
 def adaptable_modules(network: nn.Module) -> list[str]:
-    """Returns the modules that get LoRA: every convolution and linear layer but those of the timestep."""
+    """Returns the modules that get LoRA: every convolution and linear layer but those of the timestep.
+
+    (Behaviour of the official code.)
+    """
     return [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and TIME_LAYER not in name
+        if isinstance(module, nn.Conv2d | nn.Linear) and not is_time_layer(name)
     ]
 
 

@@ -6,7 +6,6 @@ All sizes of the networks are read from the shapes of tensors.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +18,10 @@ from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tadsr.architecture import MAX_LAYERS, MAX_LEVELS, VaeHalf, attention_levels, count, is_time_layer, shapes_of
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
-from tadsr.keys import WeightsError, ldm_unet_to_diffusers, ldm_vae_to_diffusers
+from tadsr.errors import WeightsError
+from tadsr.keys import ldm_unet_to_diffusers, ldm_vae_to_diffusers
 from tadsr.lora import check_keys, same_shape
 from tadsr.schedule import LATENT_SCALE
 from training.base_files import ACCEPTED, LATENT_CHANNELS, read_tensors
@@ -99,17 +100,17 @@ def build_unet(state: Mapping[str, Tensor]) -> UNet2DConditionModel:
 def build_decoder(vae: Mapping[str, Tensor], norm_groups: int) -> LatentDecoder:
     """Returns a frozen float32 decoder. vae: names of a single file; `encoder.*` is left out."""
     half = {key: tensor for key, tensor in vae.items() if key.startswith(("decoder.", "post_quant_conv."))}
-    levels = _count(half, r"decoder\.up\.(\d+)\.")
+    sizes = VaeHalf.of_decoder(shapes_of(half))
     with torch.device("meta"):
         network = LatentDecoder(
             Decoder(
                 in_channels=LATENT_CHANNELS,
-                out_channels=half["decoder.conv_out.weight"].shape[0],
-                up_block_types=("UpDecoderBlock2D",) * levels,
-                block_out_channels=tuple(half[f"decoder.up.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)),
-                layers_per_block=_count(half, r"decoder\.up\.0\.block\.(\d+)\.") - 1,  # diffusers adds one
+                out_channels=sizes.out_channels,
+                up_block_types=("UpDecoderBlock2D",) * len(sizes.channels),
+                block_out_channels=sizes.channels,
+                layers_per_block=sizes.blocks - 1,  # diffusers adds one
                 norm_num_groups=norm_groups,
-                mid_block_add_attention="decoder.mid.attn_1.q.weight" in half,
+                mid_block_add_attention=sizes.mid_attention,
             )
         )
     named = {key: tensor.float() for key, tensor in ldm_vae_to_diffusers(half).items()}
@@ -119,10 +120,9 @@ def build_decoder(vae: Mapping[str, Tensor], norm_groups: int) -> LatentDecoder:
 
 def unet_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the arguments of UNet2DConditionModel for tensors in diffusers names, from their shapes."""
-    levels = _count(state, r"down_blocks\.(\d+)\.")
+    levels = count(state, r"down_blocks\.(\d+)\.", MAX_LEVELS)
     channels = tuple(state[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in range(levels))
-    down = [any(key.startswith(f"down_blocks.{i}.attentions.") for key in state) for i in range(levels)]
-    up = [any(key.startswith(f"up_blocks.{i}.attentions.") for key in state) for i in range(levels)]
+    down, up = (attention_levels(state, path, levels) for path in ("down_blocks", "up_blocks"))
     context = next((t.shape[1] for key, t in state.items() if key.endswith(".attn2.to_k.weight")), None)
     if context is None:
         raise WeightsError(f"its UNet has no cross-attention; {ACCEPTED}")
@@ -130,11 +130,13 @@ def unet_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "in_channels": state["conv_in.weight"].shape[1],
         "out_channels": state["conv_out.weight"].shape[0],
         "block_out_channels": channels,
-        "layers_per_block": _count(state, r"down_blocks\.0\.resnets\.(\d+)\."),
+        "layers_per_block": count(state, r"down_blocks\.0\.resnets\.(\d+)\.", MAX_LAYERS),
         "down_block_types": tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in down),
         "up_block_types": tuple("CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in up),
         "attention_head_dim": tuple(max(1, width // HEAD_CHANNELS) for width in channels),  # it counts heads
-        "transformer_layers_per_block": _count(state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."),
+        "transformer_layers_per_block": count(
+            state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.", MAX_LAYERS
+        ),
         "cross_attention_dim": context,
         "use_linear_projection": True,
     }
@@ -161,7 +163,7 @@ def _encoder_part(vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the encoder and `quant_conv`, float32, checked to be whole."""
     part = {key: tensor.float() for key, tensor in vae.items() if key.startswith(("encoder.", "quant_conv."))}
     shapes = TimeAwareEncoder(EncoderConfig.from_state_dict(part), device="meta").state_dict()
-    expected = {key: tensor.shape for key, tensor in shapes.items() if "time_emb" not in key}
+    expected = {key: tensor.shape for key, tensor in shapes.items() if not is_time_layer(key)}
     check_shapes("VAE encoder", part, expected)
     return {key: tensor.reshape(expected[key]) for key, tensor in part.items()}
 
@@ -173,8 +175,3 @@ def _fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _count(keys: Mapping[str, Tensor], pattern: str) -> int:
-    """Returns one more than the highest number that `pattern` captures at the start of a key, or 0."""
-    return max((int(m[1]) + 1 for key in keys if (m := re.match(pattern, key))), default=0)

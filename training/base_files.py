@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tadsr import weights as tadsr_weights
+from tadsr.errors import WeightsError
 from tadsr.foreign import describe_bytes
-from tadsr.keys import WeightsError
 from tadsr.sources import VAE_FOLDERS, read_base
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, is_tadsr
 

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tadsr.architecture import UNetLayout
 from tadsr.convert import MODULE_LISTS, OFFICIAL_ALPHA, PARTS, RANKS, VAE_ADAPTERS, VAE_MODULE_LIST
-from tadsr.keys import Table, UNetLayout, WeightsError, inverse, rename, unet_table, vae_table_of
+from tadsr.errors import WeightsError
+from tadsr.keys import Table, inverse, rename, unet_table, vae_table_of
 from tadsr.lora import Adapter, adapters
 from tadsr.weights import UNET_PREFIX, TadsrWeights, load, validate
 from training.data.storage import write_whole

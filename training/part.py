@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tadsr.weights import TIME_PART
+from tadsr.architecture import is_time_layer
 from training.config import TrainConfig
 
 LEAST_SCALE = 1.0  # of the loss in fp16: gradients that overflow even so are wrong themselves
@@ -42,8 +42,8 @@ class Part:
 
 def make_part(name: str, parameters: dict[str, nn.Parameter], rate: float, config: TrainConfig, device: str) -> Part:
     """Returns a network's part with a new optimiser. rate: the learning rate; device: the type, e.g. cuda."""
-    time = [parameter for key, parameter in parameters.items() if TIME_PART.search(key)]
-    groups: list[dict[str, Any]] = [{"params": [p for key, p in parameters.items() if not TIME_PART.search(key)]}]
+    time = [parameter for key, parameter in parameters.items() if is_time_layer(key)]
+    groups: list[dict[str, Any]] = [{"params": [p for key, p in parameters.items() if not is_time_layer(key)]}]
     if time:
         groups.append({"params": time, "lr": rate if config.time_learning_rate is None else config.time_learning_rate})
     optimizer = torch.optim.AdamW(

@@ -12,8 +12,8 @@ from torch import Tensor
 from tadsr import weights as tadsr_weights
 from tadsr.color import COLOUR_MATCHES, is_neutral, to_neutral
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
+from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple, target_size
-from tadsr.keys import WeightsError
 from tadsr.schedule import LATENT_SCALE, check_timestep, x0_from_residual
 from tadsr.weights import UNET_PREFIX, encoder_state_dict, unet_state_dict
 from training.base import LatentDecoder, build_decoder, build_unet, load_strictly

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tadsr.architecture import TIME_PROJECTION, UNetLayout, is_time_layer
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode, sample
+from tadsr.errors import WeightsError
 from tadsr.keys import (
-    UNetLayout,
-    WeightsError,
     diffusers_unet_to_ldm,
     diffusers_vae_to_ldm,
     inverse,
@@ -26,7 +26,7 @@ from tadsr.keys import (
 )
 from tadsr.lora import Adapter, adapters
 from tadsr.schedule import LATENT_SCALE, x0_from_residual
-from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TIME_PART, UNET_PREFIX, Metadata, TadsrWeights
+from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, UNET_PREFIX, Metadata, TadsrWeights
 from training.adapters import (
     adaptable_modules,
     adapter_layers,
@@ -39,7 +39,6 @@ from training.base import Base, check_shapes, load_strictly
 from training.randomness import sample_generator, seeded
 
 CONV_IN = "conv_in"  # of the UNet
-TIME_PROJECTION = ".time_emb_proj."
 
 
 class StudentOutput(NamedTuple):
@@ -194,7 +193,7 @@ def _encoder(base: Base, time: Mapping[str, Tensor], seed: int) -> TimeAwareEnco
 
 def _time_layers(encoder: TimeAwareEncoder) -> dict[str, nn.Parameter]:
     """Returns the encoder's time layers under the names of a weights file."""
-    return {name: parameter for name, parameter in encoder.named_parameters() if TIME_PART.fullmatch(name)}
+    return {name: parameter for name, parameter in encoder.named_parameters() if is_time_layer(name)}
 
 
 def _unet_table(student: Student) -> dict[str, str]:

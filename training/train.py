@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError
 
-from tadsr.keys import WeightsError
+from tadsr.errors import WeightsError
 from training.checkpoint import CheckpointError
 from training.config import PRESETS, TrainConfig, load_config, resolved
 from training.data import DataError

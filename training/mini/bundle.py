@@ -13,7 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tadsr.weights import SECTIONS, TadsrWeights, WeightsError, load, save
+from tadsr.errors import WeightsError
+from tadsr.weights import SECTIONS, TadsrWeights, load, save
 from training.base import load_base
 from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from training.config import TrainConfig, differences, load_config

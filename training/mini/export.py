@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tadsr.architecture import is_time_layer
 from tadsr.keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from tadsr.weights import Metadata, TadsrWeights
 from training.mini.networks import VAE_NORM_GROUPS, MiniStudent
 
 NAME, LICENSE = "tadsr-mini", "Apache-2.0"
-TIME_PARTS = ("encoder.time_embedding.", ".time_emb_proj.")
 
 
 def weights_from_student(student: MiniStudent, source_sha256: str, steps: int, dtype: torch.dtype) -> TadsrWeights:
     """Returns the student as self-contained weights in `dtype`, under the names of a single-file checkpoint."""
     encoder = student.encoder.state_dict()
-    time = {key: tensor for key, tensor in encoder.items() if any(part in key for part in TIME_PARTS)}
+    time = {key: tensor for key, tensor in encoder.items() if is_time_layer(key)}
     vae = {key: tensor for key, tensor in encoder.items() if key not in time}
     vae |= diffusers_vae_to_ldm({f"decoder.{key}": t for key, t in student.decoder.state_dict().items()})
     vae |= {f"post_quant_conv.{key}": tensor for key, tensor in student.post_quant_conv.state_dict().items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tadsr.architecture import TIME_PROJECTION
 from tadsr.encoder import TimeAwareBlock, TimeAwareEncoder
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 
@@ -71,7 +72,7 @@ def _set(layer: Any, matrix: Tensor) -> None:
 def _start_blocks_as_shortcuts(network: nn.Module) -> None:
     """Makes residual blocks add nothing, their time layers too, and resampling average or interpolate."""
     for name, layer in network.named_modules():
-        if name.endswith(".time_emb_proj"):
+        if name.endswith(f".{TIME_PROJECTION}"):
             layer.get_parameter("weight").zero_()
             layer.get_parameter("bias").zero_()
         if not isinstance(layer, nn.Conv2d):

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tadsr.architecture import is_time_layer
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 from training.data import open_validation_set
 from training.discriminator import Discriminator, hinge_loss, judged, realism_loss
@@ -78,7 +79,7 @@ class VaeStage(Stage):
 
     def groups(self) -> list[dict[str, Any]]:
         parts = DECODER_PARTS if self.config.decoder_of else VAE_PARTS
-        named = [(n, p) for n, p in self.networks.named_parameters() if n.startswith(parts) and "time_emb" not in n]
+        named = [(n, p) for n, p in self.networks.named_parameters() if n.startswith(parts) and not is_time_layer(n)]
         blocks = [parameter for name, parameter in named if IN_BLOCK.search(name)]
         path = [parameter for name, parameter in named if not IN_BLOCK.search(name)]
         return [{"params": blocks, "share": 1.0}, {"params": path, "share": self.config.path_rate}]
