@@ -13,9 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.config import PRESETS, load_config
-from training.loop import WEIGHTS_NAME
-from training.settings import ConfigError
+from training.config.parsing import ConfigError
+from training.config.train_config import PRESETS, load_config
+from training.run.loop import WEIGHTS_NAME
 from training.train import USER_ERRORS, train
 
 WITHOUT = ("realism_weight=0",)  # what the paper's training has not

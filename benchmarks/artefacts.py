@@ -26,8 +26,8 @@ from host.sheet import before_after_sheet
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP
 from training.evaluate import positive, timesteps_in
 from training.images import BYTE_MAX, to_picture, to_tensor
-from training.metrics import luma
-from training.restore import Restorer
+from training.metrics.reference import luma
+from training.networks.inference import Restorer
 
 SIZES = ((1, 1), (1, 7), (7, 1), (33, 65), (64, 64), (128, 96), (256, 256))  # height, width of the input
 SIZE_TIMESTEPS = (MIN_TIMESTEP, 500, MAX_TIMESTEP)

@@ -114,9 +114,9 @@ def write_random_weights(models: Path, seed: int = 0) -> None:
     from tadsr.architecture import is_time_layer
     from tadsr.encoder import EncoderConfig, TimeAwareEncoder
     from tadsr.weights import Metadata, save
-    from training.adapters import LORA_PARTS
-    from training.base import Base, LatentDecoder
-    from training.student import Student, base_section, student_weights
+    from training.networks.base import Base, LatentDecoder
+    from training.networks.lora import LORA_PARTS
+    from training.networks.student import Student, base_section, student_weights
 
     torch.manual_seed(seed)
     latent_channels = MOMENTS // 2

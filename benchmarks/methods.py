@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.testset import SCALE
 from training.images import to_picture, to_tensor
-from training.restore import Restorer
+from training.networks.inference import Restorer
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from host.errors import HostError
 from tadsr.geometry import enlarge, target_size
 from training.evaluate import TIMESTEPS, positive, timesteps_in
 from training.images import BYTE_MAX, to_tensor
-from training.iqa import Metrics
-from training.restore import Restorer
+from training.metrics.registry import Metrics
+from training.networks.inference import Restorer
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "tadsr-mini.safetensors"
 BORDER = 4  # pixels left out of PSNR and SSIM at each side: the scale, as is usual

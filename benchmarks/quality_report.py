@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from host.sheet import before_after_sheet, richest_detail
-from training.iqa import METRICS, Metric
+from training.metrics.registry import METRICS, Metric
 
 Scores = Mapping[str, float]  # by metric
 Results = Mapping[str, Mapping[str, Scores]]  # by method, then by picture

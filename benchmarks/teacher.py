@@ -21,14 +21,14 @@ from benchmarks.testset import load_test_set
 from host.cache import cache_directory
 from tadsr.geometry import enlarge
 from tadsr.schedule import BETA_END, BETA_START, MIN_TIMESTEP, NUM_TIMESTEPS, add_noise, x0_from_noise
-from training.config import PRESETS
+from training.config.train_config import PRESETS
+from training.data.prompts import PromptBook
 from training.images import to_picture, to_tensor
-from training.losses import Score, guidance_scale, guided
-from training.lpips import LPIPS
-from training.metrics import Reference
+from training.metrics.lpips import LPIPS
+from training.metrics.reference import Reference
 from training.mini.teacher import DEGRADED, PHOTOGRAPH
-from training.prompts import PromptBook
-from training.restore import Restorer
+from training.networks.inference import Restorer
+from training.objective.losses import Score, guidance_scale, guided
 
 PREDICTED = (100, 300, 600)  # paper, figure 1 (b)
 SAMPLE_STEPS, SAMPLE_GUIDANCE, SAMPLE_SIDE = 50, (1.0, 3.0), 64  # a side of latents

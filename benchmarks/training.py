@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.config import PRESETS, TrainConfig, load_config
-from training.loop import Trainer
+from training.config.train_config import PRESETS, TrainConfig, load_config
 from training.mini.base import write_mini_base
-from training.setup import build_run, open_data
+from training.run.build import build_run, open_data
+from training.run.loop import Trainer
 
 WARM_UP_STEPS = 2
 QUIET = ["validate_every=0", "save_every=1000000", "log_every=1000000"]

@@ -27,10 +27,10 @@ from tadsr.keys import inverse, ldm_vae_to_diffusers, rename, unet_table, vae_ta
 from tadsr.lora import Adapter, adapters
 from tadsr.schedule import DEFAULT_TIMESTEP
 from tadsr.weights import UNET_PREFIX, TadsrWeights
-from training.adapters import adapter_layers, add_adapters, load_adapters
-from training.base import Base, load_base, load_strictly
 from training.images import to_picture, to_tensor
-from training.restore import Restorer
+from training.networks.base import Base, load_base, load_strictly
+from training.networks.inference import Restorer
+from training.networks.lora import adapter_layers, add_adapters, load_adapters
 
 SD_WIDTHS = (128, 256, 512, 512)  # SD VAE config
 SD_NORM_GROUPS = 32  # SD VAE config

@@ -30,7 +30,7 @@ from training.data.pictures import DataError, Picture, decode, scan_folder
 from training.degradation import degrade
 from training.degradation.apply import to_bytes
 from training.images import to_tensor
-from training.metrics import luma, psnr_y
+from training.metrics.reference import luma, psnr_y
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the backend that needs no screen

@@ -14,8 +14,8 @@ from comfy_in_process import InProcessComfy
 from host import torch_import_shim
 from host.comfyui import DEFAULT_VERSION, existing_comfyui, fetch_comfyui
 from host.server import PACK, PACK_NAME, ComfyServer
-from training.lpips import LPIPS
-from training.lpips_weights import LpipsWeightsError
+from training.metrics.lpips import LPIPS
+from training.metrics.pretrained import LpipsWeightsError
 
 torch_import_shim.install()  # before any test imports torchvision, which diffusers does too
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoints, load_optimizer, load_parameters, optimizer_tensors
+from training.run.checkpoint import Checkpoints, load_optimizer, load_parameters, optimizer_tensors
 
 KEEP = 3
 

@@ -19,14 +19,14 @@ from training.analyze import (
     predictions,
     principal_components,
 )
-from training.base import load_base
-from training.checkpoint import CheckpointError, Checkpoints
-from training.config import TrainConfig, as_saved
+from training.config.train_config import TrainConfig, as_saved
 from training.evaluate import Sample, read_sample
-from training.evaluation_set import find_pictures
-from training.figures import Point, draw_curve, draw_scatter, draw_sheet, draw_statistics
-from training.restore import Restorer
-from training.teacher import Teacher
+from training.evaluation.figures import Point, draw_curve, draw_scatter, draw_sheet, draw_statistics
+from training.evaluation.test_set import find_pictures
+from training.networks.base import load_base
+from training.networks.inference import Restorer
+from training.networks.teacher import Teacher
+from training.run.checkpoint import CheckpointError, Checkpoints
 
 SIDE = 16  # of the low-quality crops
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from host.client import Event, ExecutionFailed, PromptRejected, PromptRun
 from host.server import ComfyServer
 from host.workflow import load_workflow, node_of_class, with_inputs
-from training.lpips import LPIPS
-from training.metrics import Reference
+from training.metrics.lpips import LPIPS
+from training.metrics.reference import Reference
 
 UPSCALE, LOADER = "TADSRUpscale", "TADSRModelLoader"
 BUNDLED = "tadsr-mini.safetensors"

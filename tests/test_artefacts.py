@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.artefacts import DIRECTIONS, PERIODS, compare, grid_strengths, size_faults, sky, spectrum, write_sky
 from tadsr.schedule import MIN_TIMESTEP
-from training.metrics import LUMA
-from training.restore import Restorer
+from training.metrics.reference import LUMA
+from training.networks.inference import Restorer
 
 HEIGHT, WIDTH = 96, 128
 GREY_TO_LUMA = sum(LUMA)

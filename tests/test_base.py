@@ -18,9 +18,9 @@ from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.errors import WeightsError
 from tadsr.schedule import LATENT_SCALE
 from tadsr.weights import TadsrWeights, save
-from training.base import Base, LatentDecoder, load_base
 from training.mini import VAE_NORM_GROUPS, MiniStudent
 from training.mini.export import weights_from_student
+from training.networks.base import Base, LatentDecoder, load_base
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 Change = Callable[[dict[str, Tensor]], object]

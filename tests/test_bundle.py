@@ -12,10 +12,10 @@ from training_runs import few_steps, trainer
 
 from tadsr.errors import WeightsError
 from tadsr.weights import SECTIONS, load, save
-from training.checkpoint import CheckpointError
-from training.config import resolved
+from training.config.train_config import resolved
 from training.mini import bundle
 from training.mini.base import write_mini_base
+from training.run.checkpoint import CheckpointError
 from training.train import CONFIG_NAME
 
 

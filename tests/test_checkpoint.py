@@ -14,7 +14,7 @@ import torch
 from small_learner import bits
 from torch import nn
 
-from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from training.run.checkpoint import Checkpoint, CheckpointError, Checkpoints
 
 PAGE = 4096  # of the small file systems
 

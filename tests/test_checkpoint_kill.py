@@ -15,7 +15,7 @@ import torch
 from small_learner import KEEP, Learner, equal
 from torch import Tensor
 
-from training.checkpoint import Checkpoints
+from training.run.checkpoint import Checkpoints
 
 STEPS, KILLS = 90, 22  # of the killed run: no life lasts more than about four steps
 

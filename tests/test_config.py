@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from training.config import (
+from training.config.train_config import (
     MAY_CHANGE,
     NEGATIVE_PROMPT,
     PRESETS,

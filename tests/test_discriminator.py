@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from training.discriminator import FEATURES, SMALLEST_SIDE, Discriminator, hinge_loss, judged, realism_loss
-from training.lpips import LPIPS
+from training.metrics.lpips import LPIPS
+from training.networks.discriminator import FEATURES, SMALLEST_SIDE, Discriminator, hinge_loss, judged, realism_loss
 
 
 def test_losses_of_known_verdicts() -> None:

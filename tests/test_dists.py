@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.dists import DISTS
-from training.evaluation_set import read_picture
-from training.iqa import Metrics
-from training.lpips_weights import LpipsWeightsError
+from training.evaluation.test_set import read_picture
+from training.metrics.dists import DISTS
+from training.metrics.pretrained import LpipsWeightsError
+from training.metrics.registry import Metrics
 
 
 @pytest.fixture(scope="module")

@@ -19,18 +19,18 @@ from PIL import Image
 
 from tadsr.schedule import DEFAULT_TIMESTEP
 from training.evaluate import Method, folder_method, lanczos, main, measure, read_sample, share
-from training.evaluation_report import Evaluation, Row, csv_text, json_text, markdown, write_report
-from training.evaluation_set import (
+from training.evaluation.report import Evaluation, Row, csv_text, json_text, markdown, write_report
+from training.evaluation.test_set import (
     EvaluationError,
     TestPicture,
     find_pictures,
     other_method,
     read_picture,
 )
-from training.iqa import METRICS, Metrics
-from training.lpips import LPIPS
-from training.metrics import Reference
-from training.restore import Restorer
+from training.metrics.lpips import LPIPS
+from training.metrics.reference import Reference
+from training.metrics.registry import METRICS, Metrics
+from training.networks.inference import Restorer
 
 SIDE = 16  # of the low-quality crops
 NAMES = ("a", "b", "c")

@@ -11,7 +11,8 @@ from test_teacher import TOLERANCE, one_adapter, reference_teacher, relative_err
 from torch import Tensor
 
 from tadsr.schedule import alpha_bar, teacher_timestep
-from training.losses import (
+from training.networks.teacher import Teacher
+from training.objective.losses import (
     Tavsd,
     blur,
     blur_sigma,
@@ -23,7 +24,6 @@ from training.losses import (
     shifted,
     tavsd,
 )
-from training.teacher import Teacher
 
 
 def test_kernel_grows_with_the_timestep() -> None:

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training import lpips_weights
-from training.lpips import LAYERS, LPIPS, SMALLEST_SIDE
-from training.lpips_weights import LpipsWeightsError, Source, convert, read_arrays, weights_path
+from training.metrics import pretrained
+from training.metrics.lpips import LAYERS, LPIPS, SMALLEST_SIDE
+from training.metrics.pretrained import LpipsWeightsError, Source, convert, read_arrays, weights_path
 
 NETS = ("alex", "vgg")
 
@@ -179,4 +179,4 @@ def test_archive_with_other_content_is_refused(local_packages: Path, tmp_path: P
         wheel.writestr("lpips-0.1.4.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("lpips-0.1.4.dist-info/RECORD", "")
     with pytest.raises(LpipsWeightsError, match="expected fd537af5"):
-        lpips_weights.download(lpips_weights.HEADS, tmp_path)
+        pretrained.download(pretrained.HEADS, tmp_path)

@@ -8,8 +8,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from training.lpips import LPIPS
-from training.metrics import Reference, luma, psnr_y, ssim
+from training.metrics.lpips import LPIPS
+from training.metrics.reference import Reference, luma, psnr_y, ssim
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from PIL import Image
 from training_pictures import save_picture
 
 from tadsr.schedule import alpha_bar
-from training.base import load_base
-from training.lpips import LPIPS
+from training.data.prompts import PromptBook
+from training.metrics.lpips import LPIPS
 from training.mini.networks import MiniStudent
 from training.mini.pretraining import PretrainingConfig, learning_rate, pretrain
 from training.mini.start import follow_timestep
 from training.mini.teacher import DEGRADED, PHOTOGRAPH, TeacherConfig, TeacherStage, write_teacher
 from training.mini.vae import VaeConfig, VaeStage, load_vae, standardise, write_vae
-from training.prompts import PromptBook
+from training.networks.base import load_base
 
 TIMESTEPS = (1, 500, 999)
 C = TypeVar("C", bound=PretrainingConfig)

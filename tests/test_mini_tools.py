@@ -11,14 +11,14 @@ import torch
 
 from benchmarks import ablations, teacher
 from scripts.crop_shards import write_shards
-from training.config import PRESETS, load_config
+from training.config.train_config import PRESETS, load_config
 from training.data import open_training_set
+from training.data.prompts import PromptBook
 from training.mini.base import write_base
 from training.mini.networks import CONTEXT_TOKENS, CONTEXT_WIDTH, MiniStudent
 from training.mini.start import follow_timestep
 from training.mini.teacher import DEGRADED, PHOTOGRAPH
-from training.prompts import PromptBook
-from training.restore import Restorer
+from training.networks.inference import Restorer
 
 
 def smooth(count: int, side: int) -> np.ndarray:

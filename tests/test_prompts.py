@@ -13,7 +13,7 @@ from tiny_weights import self_contained
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tadsr.weights import save
-from training.prompts import PromptBook, PromptError, encode
+from training.data.prompts import PromptBook, PromptError, encode
 
 WIDTH = 16
 TEXTS = ["a clean photo", "a dirty one", ""]

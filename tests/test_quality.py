@@ -24,8 +24,8 @@ from benchmarks.quality import (
 from benchmarks.quality_report import COLOUR, SECONDS, Results, colour_table, correlation, dial_table, table
 from benchmarks.testset import Sample
 from tadsr.schedule import DEFAULT_TIMESTEP
-from training.lpips import LPIPS
-from training.restore import Restorer
+from training.metrics.lpips import LPIPS
+from training.networks.inference import Restorer
 
 
 @pytest.fixture(scope="module")

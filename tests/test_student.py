@@ -24,13 +24,13 @@ from tadsr.errors import WeightsError
 from tadsr.keys import rename, vae_table_of
 from tadsr.schedule import teacher_timestep
 from tadsr.weights import Metadata, TadsrWeights, load, save
-from training.adapters import cast_frozen
-from training.base import Base, LatentDecoder, load_base
-from training.losses import blurred_mse, tavsd
 from training.mini.export import weights_from_student
+from training.networks.base import Base, LatentDecoder, load_base
+from training.networks.lora import cast_frozen
+from training.networks.student import Student, load_student_weights, student_weights
+from training.networks.teacher import Teacher
+from training.objective.losses import blurred_mse, tavsd
 from training.official import official_state
-from training.student import Student, load_student_weights, student_weights
-from training.teacher import Teacher
 
 KINDS: dict[str, Literal["all", "middle"]] = {"official": "middle", "allactive": "all"}
 METADATA = Metadata(name="test", base_model="mini", timesteps=OFFICIAL_TIMESTEPS)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tadsr.lora import Adapter
-from training.adapters import cast_frozen, load_adapters, plain_state
-from training.base import load_base
-from training.teacher import Teacher
+from training.networks.base import load_base
+from training.networks.lora import cast_frozen, load_adapters, plain_state
+from training.networks.teacher import Teacher
 
 TOLERANCE = 1e-4  # relative error to the official implementation in float32 (issue 3)
 CONTEXT_WIDTH = 16

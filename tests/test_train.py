@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from training_runs import few_steps, log_of
 
-from training.config import PRESETS
+from training.config.train_config import PRESETS
 from training.train import main
 
 SMOKE = ("--config", str(PRESETS / "smoke.yaml"))

@@ -15,9 +15,9 @@ import torch
 from small_learner import equal
 from training_runs import few_steps, final_tensors, make_inputs, trainer
 
-from training.checkpoint import Checkpoints
-from training.loop import CHECKPOINTS_FOLDER, Trainer
-from training.lpips import LPIPS
+from training.metrics.lpips import LPIPS
+from training.run.checkpoint import Checkpoints
+from training.run.loop import CHECKPOINTS_FOLDER, Trainer
 
 STEPS, KILLS, KEEP = 60, 22, 2
 LONGEST_LIFE = 60  # seconds without a checkpoint

@@ -23,9 +23,9 @@ from training_runs import (
 )
 
 from tadsr.weights import load
-from training.checkpoint import CheckpointError
-from training.loop import CHECKPOINTS_FOLDER, TrainingStopped
-from training.settings import ConfigError
+from training.config.parsing import ConfigError
+from training.run.checkpoint import CheckpointError
+from training.run.loop import CHECKPOINTS_FOLDER, TrainingStopped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

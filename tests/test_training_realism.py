@@ -18,10 +18,10 @@ from training_runs import (
 )
 
 from tadsr.schedule import MAX_TIMESTEP
-from training.discriminator import hinge_loss, realism_loss
-from training.settings import ConfigError
-from training.step import judge_loss, student_loss
-from training.timesteps import student_timesteps
+from training.config.parsing import ConfigError
+from training.networks.discriminator import hinge_loss, realism_loss
+from training.objective.objective import judge_loss, student_loss
+from training.objective.timesteps import student_timesteps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

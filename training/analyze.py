@@ -7,7 +7,7 @@ Figure 3, the latent z of the Time-Aware Encoder: latent.png (mean and standard 
 latent-pca.png (principal components). Figure 4, score distillation: gradient.png (mean and standard deviation of the
 VSD gradient by teacher timestep) and predictions.png (the decoded x0 of the guided teacher and of the fake score).
 The fake score is only in checkpoints of a training, so figure 4 needs --checkpoint. --data is a test set as
-`training.evaluation_set` describes; only its low-quality pictures are used, the centre of each.
+`training.evaluation.test_set` describes; only its low-quality pictures are used, the centre of each.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 from tadsr.schedule import DEFAULT_TIMESTEP
-from training.base import load_base
-from training.checkpoint import NAME, Checkpoint, CheckpointError
-from training.config import TrainConfig
+from training.config.train_config import TrainConfig
 from training.evaluate import TIMESTEPS, Sample, positive, read_sample, timesteps_in
-from training.evaluation_set import find_pictures
-from training.figures import draw_scatter, draw_sheet, draw_statistics
-from training.losses import Tavsd, tavsd
+from training.evaluation.figures import draw_scatter, draw_sheet, draw_statistics
+from training.evaluation.test_set import find_pictures
+from training.networks.base import load_base
+from training.networks.inference import Restorer
+from training.networks.teacher import Teacher
+from training.objective.losses import Tavsd, tavsd
 from training.randomness import sample_noise
-from training.restore import Restorer
-from training.setup import build_prompts
-from training.teacher import Teacher
+from training.run.build import build_prompts
+from training.run.checkpoint import NAME, Checkpoint, CheckpointError
 
 SEED = 0  # of the noise in which teacher and fake score look
 CROP = 128  # paper, section 4.1: low-quality pictures of the test sets

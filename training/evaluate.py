@@ -3,7 +3,7 @@
     python -m training.evaluate --weights W [--base B] --data DIR|PAIRS [--timesteps 100,200,...,900]
         [--methods NAME=DIR ...] [--metrics psnr,ssim,...] [--output DIR] [--limit N]
 
---data is a folder or a list of pairs, as `training.evaluation_set` describes. Lanczos enlargement, the weights at
+--data is a folder or a list of pairs, as `training.evaluation.test_set` describes. Lanczos enlargement, the weights at
 each timestep and other methods' pictures are measured side by side; OUTPUT gets results.md, results.csv (a line for
 each picture and method), results.json and curve.png (fidelity against realism, figure 6 of the paper).
 `accelerate launch -m training.evaluate ...` shares the pictures out over its processes, a GPU each; several processes
@@ -27,8 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tadsr.schedule import check_timestep
-from training.evaluation_report import Evaluation, Row, markdown, write_report
-from training.evaluation_set import (
+from training.evaluation.report import Evaluation, Row, markdown, write_report
+from training.evaluation.test_set import (
     EvaluationError,
     TestPicture,
     check_sizes,
@@ -37,8 +37,8 @@ from training.evaluation_set import (
     read_picture,
 )
 from training.images import to_picture, to_tensor
-from training.iqa import METRICS, Metrics
-from training.restore import DEFAULT_SCALE, Restorer
+from training.metrics.registry import METRICS, Metrics
+from training.networks.inference import DEFAULT_SCALE, Restorer
 
 TIMESTEPS = (100, 200, 300, 400, 500, 600, 700, 800, 900)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -17,15 +17,15 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError
 
 from tadsr.errors import WeightsError
-from training.checkpoint import CheckpointError
-from training.config import PRESETS, TrainConfig, load_config, resolved
+from training.config.parsing import ConfigError
+from training.config.train_config import PRESETS, TrainConfig, load_config, resolved
 from training.data import DataError
-from training.loop import Trainer, TrainingStopped
-from training.lpips_weights import LpipsWeightsError
-from training.plan import describe
-from training.prompts import PromptError
-from training.settings import ConfigError
-from training.setup import Data, build_run, open_data, skipped_lines, write_skipped
+from training.data.prompts import PromptError
+from training.metrics.pretrained import LpipsWeightsError
+from training.run.build import Data, build_run, open_data, skipped_lines, write_skipped
+from training.run.checkpoint import CheckpointError
+from training.run.dry_run import describe
+from training.run.loop import Trainer, TrainingStopped
 
 CONFIG_NAME = "config.yaml"
 SKIPPED_SHOWN = 20
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder of the run: checkpoints, weights, logs")
     parser.add_argument("--dry-run", action="store_true", help="print settings, sizes and memory, and train nothing")
     parser.add_argument("--allow-config-change", action="store_true", help="resume although settings have changed")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, see training/config.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: training/config/train_config.py")
     options = parser.parse_intermixed_args(arguments)
     paths = {"data": options.data, "base": options.base, "output": options.output}
     try:

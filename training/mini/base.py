@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tadsr.weights import save
-from training.config import NEGATIVE_PROMPT, PROMPT
+from training.config.train_config import NEGATIVE_PROMPT, PROMPT
+from training.data.prompts import BOOK_FILE
 from training.mini.export import weights_from_student
 from training.mini.networks import CONTEXT_TOKENS, CONTEXT_WIDTH, MiniStudent
 from training.mini.start import follow_timestep
-from training.prompts import BOOK_FILE
 
 BASE_FILE = "base.safetensors"
 RESIDUAL_SPREAD = 2e-3  # of the UNet's last weights: its residual is about 3 % of a latent, not nothing

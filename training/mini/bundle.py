@@ -15,16 +15,16 @@ from torch import Tensor
 
 from tadsr.errors import WeightsError
 from tadsr.weights import SECTIONS, TadsrWeights, load, save
-from training.base import load_base
-from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from training.config import TrainConfig, differences, load_config
-from training.loop import CHECKPOINTS_FOLDER, STUDENT, WEIGHTS_NAME
+from training.config.parsing import ConfigError
+from training.config.train_config import TrainConfig, differences, load_config
+from training.data.prompts import LEARNED_PROMPT
 from training.mini.export import LICENSE, NAME
-from training.named_tensors import load_parameters
-from training.prompts import LEARNED_PROMPT
-from training.settings import ConfigError
-from training.setup import build_networks
-from training.student import student_weights
+from training.networks.base import load_base
+from training.networks.student import student_weights
+from training.run.build import build_networks
+from training.run.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from training.run.loop import CHECKPOINTS_FOLDER, STUDENT, WEIGHTS_NAME
+from training.run.optimizer_state import load_parameters
 from training.train import CONFIG_NAME
 
 LAST = 10  # checkpoints

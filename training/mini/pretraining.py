@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from host.cache import cache_directory
-from training.config import PROMPT
+from training.config.parsing import ConfigError, accepted, typed
+from training.config.train_config import PROMPT
 from training.data import StepBatches, collate, degraded, open_training_set, worker_init
 from training.data.storage import write_whole
-from training.settings import ConfigError, accepted, typed
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.pt", "log.jsonl", "config.json"
 LEAST_RATE = 0.02  # of the peak, at the end of the cosine

@@ -21,18 +21,18 @@ from torch import Tensor
 from tadsr.architecture import is_time_layer
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
 from training.data import open_validation_set
-from training.discriminator import Discriminator, hinge_loss, judged, realism_loss
-from training.losses import shifted
-from training.lpips import LPIPS
+from training.metrics.lpips import LPIPS
 from training.mini.networks import MiniStudent
 from training.mini.pretraining import Losses, PretrainingConfig, Stage, pretrain, read_options
 from training.mini.start import follow_timestep
+from training.networks.discriminator import Discriminator, hinge_loss, judged, realism_loss
+from training.objective.losses import shifted
 
 VAE_FILE = "vae.safetensors"
 NETWORKS = "networks."  # of the stage's parameters
 DECODER_PARTS = ("decoder.", "post_quant_conv.")  # of MiniStudent
 VAE_PARTS = ("encoder.", *DECODER_PARTS)
-LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `training.losses.shifted`
+LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `training.objective.losses.shifted`
 IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2)\.")  # what residual blocks add to their shortcuts
 MEASURED_PICTURES = 64
 

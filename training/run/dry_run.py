@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from training.base import load_base
-from training.config import TrainConfig, resolved
-from training.discriminator import Discriminator
-from training.lpips import LPIPS
-from training.setup import build_networks, build_prompts, open_data, skipped_lines
-from training.student import Student
-from training.teacher import Teacher
+from training.config.train_config import TrainConfig, resolved
+from training.metrics.lpips import LPIPS
+from training.networks.base import load_base
+from training.networks.discriminator import Discriminator
+from training.networks.student import Student
+from training.networks.teacher import Teacher
+from training.run.build import build_networks, build_prompts, open_data, skipped_lines
 
 GIB = 2**30
 OPTIMISER_COPIES = 3  # of a trained parameter besides itself: its gradient and AdamW's two moments

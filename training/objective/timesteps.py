@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tadsr.schedule import NUM_TIMESTEPS, teacher_timestep, timestep_grid
-from training.config import TrainConfig
+from training.config.train_config import TrainConfig
 from training.randomness import sample_integers
 
 VSD_RANGE = (20, 979)  # plain variational score distillation: the middle 96 % (behaviour of the official code)

@@ -27,7 +27,8 @@ from tadsr.keys import (
 from tadsr.lora import Adapter, adapters
 from tadsr.schedule import LATENT_SCALE, x0_from_residual
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, UNET_PREFIX, Metadata, TadsrWeights
-from training.adapters import (
+from training.networks.base import Base, check_shapes, load_strictly
+from training.networks.lora import (
     adaptable_modules,
     adapter_layers,
     add_adapters,
@@ -35,7 +36,6 @@ from training.adapters import (
     plain_state,
     read_adapters,
 )
-from training.base import Base, check_shapes, load_strictly
 from training.randomness import sample_generator, seeded
 
 CONV_IN = "conv_in"  # of the UNet
@@ -53,7 +53,7 @@ class Student(nn.Module):
 
     New time layers start so that the encoder is the base's. With `time_aware` False they stay that way: the encoder
     ignores the timestep (the ablation without TAE). The trained parameters are float32; frozen ones are whatever the
-    caller makes them (`training.adapters.cast_frozen`).
+    caller makes them (`training.networks.lora.cast_frozen`).
     """
 
     def __init__(

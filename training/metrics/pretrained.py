@@ -112,7 +112,7 @@ def read_arrays(data: bytes) -> Any:
 
 
 def convert(backbone: Mapping[str, Any], head: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
-    """Returns the state dict of `training.lpips.LPIPS`: convolutions as (out, in, h, w), heads as (C,)."""
+    """Returns the state dict of `training.metrics.lpips.LPIPS`: convolutions as (out, in, h, w), heads as (C,)."""
     state: dict[str, Tensor] = {}
     for index in range(source.convolutions):
         layer = backbone[source.root][f"Conv_{index}"]

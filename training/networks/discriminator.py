@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
 
 
 def judged(features: Sequence[Tensor]) -> list[Tensor]:
-    """Returns those of VGG16's `training.lpips.LPIPS.features` that the discriminator looks at."""
+    """Returns those of VGG16's `training.metrics.lpips.LPIPS.features` that the discriminator looks at."""
     return [features[index] for index in FEATURES]
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tadsr.color import match_adain
 from training.images import to_picture
-from training.metrics import Reference
-from training.setup import Run
+from training.metrics.reference import Reference
+from training.run.build import Run
 
 SHEETS_FOLDER = "validation"
 LABEL_HEIGHT, FONT_SIZE = 28, 16

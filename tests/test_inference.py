@@ -16,11 +16,11 @@ from tadsr.convert import convert_official
 from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple
 from tadsr.weights import Metadata, save
-from training.base import load_base
 from training.mini import MiniStudent
 from training.mini.export import weights_from_student
-from training.restore import Restorer
-from training.student import Student, student_weights
+from training.networks.base import load_base
+from training.networks.inference import Restorer
+from training.networks.student import Student, student_weights
 
 TOLERANCE = 1e-4  # recorded runs differ among themselves by up to 2e-5
 

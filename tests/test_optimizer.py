@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import PRESETS, load_config
-from training.part import Part, make_part
+from training.config.train_config import PRESETS, load_config
+from training.run.optimizer import Part, make_part
 
 
 @pytest.fixture

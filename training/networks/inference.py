@@ -16,8 +16,8 @@ from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple, target_size
 from tadsr.schedule import LATENT_SCALE, check_timestep, x0_from_residual
 from tadsr.weights import UNET_PREFIX, encoder_state_dict, unet_state_dict
-from training.base import LatentDecoder, build_decoder, build_unet, load_strictly
-from training.base_files import read_tensors
+from training.networks.base import LatentDecoder, build_decoder, build_unet, load_strictly
+from training.networks.base_files import read_tensors
 
 DEFAULT_SCALE = 4  # paper, section 4.1
 

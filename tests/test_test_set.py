@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.evaluation_set import (
+from training.evaluation.test_set import (
     EvaluationError,
     TestPicture,
     check_sizes,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.figures import Point, draw_curve
-from training.iqa import METRICS
+from training.evaluation.figures import Point, draw_curve
+from training.metrics.registry import METRICS
 
 FIDELITY = "psnr"
 REALISM = ("qalign", "musiq", "niqe", "lpips")

@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tadsr.weights import save as save_weights
-from training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from training.config import as_saved, differences
+from training.config.parsing import ConfigError
+from training.config.train_config import as_saved, differences
 from training.data import Batch, StepBatches, collate, worker_init
-from training.named_tensors import load_optimizer, optimizer_tensors
-from training.part import Part, make_part
-from training.progress import Progress
-from training.settings import ConfigError
-from training.setup import Run
-from training.step import Clock, Judged, MicroBatch, fake_score_loss, judge_loss, no_clock, student_loss
-from training.validate import validate
+from training.objective.objective import Clock, Judged, MicroBatch, fake_score_loss, judge_loss, no_clock, student_loss
+from training.run.build import Run
+from training.run.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from training.run.log import Progress
+from training.run.optimizer import Part, make_part
+from training.run.optimizer_state import load_optimizer, optimizer_tensors
+from training.run.validation import validate
 
 WEIGHTS_NAME = "tadsr.safetensors"
 CHECKPOINTS_FOLDER = "checkpoints"

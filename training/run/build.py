@@ -17,9 +17,7 @@ from torch import Tensor
 from host.cache import cache_directory
 from tadsr.schedule import timestep_grid
 from tadsr.weights import Metadata, TadsrWeights, load
-from training.adapters import cast_frozen
-from training.base import Base, load_base
-from training.config import TrainConfig
+from training.config.train_config import TrainConfig
 from training.data import (
     Batch,
     Skipped,
@@ -29,13 +27,15 @@ from training.data import (
     open_training_set,
     open_validation_set,
 )
-from training.discriminator import Discriminator
-from training.lpips import LPIPS
-from training.prompts import PromptBook
+from training.data.prompts import PromptBook
+from training.metrics.lpips import LPIPS
+from training.networks.base import Base, load_base
+from training.networks.discriminator import Discriminator
+from training.networks.lora import cast_frozen
+from training.networks.student import Student, load_student_weights, student_weights
+from training.networks.teacher import Teacher
+from training.objective.objective import MicroBatch, Networks
 from training.randomness import seeded
-from training.step import MicroBatch, Networks
-from training.student import Student, load_student_weights, student_weights
-from training.teacher import Teacher
 
 NAME = "TADSR"
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from host import torch_import_shim
-from training.dists import DISTS
-from training.lpips import LPIPS
-from training.lpips_weights import LpipsWeightsError
-from training.metrics import Reference
+from training.metrics.dists import DISTS
+from training.metrics.lpips import LPIPS
+from training.metrics.pretrained import LpipsWeightsError
+from training.metrics.reference import Reference
 
 LPIPS_NETWORK = "alex"  # the network that papers report LPIPS with
 SAID = 160  # characters of a reason that are shown

@@ -9,7 +9,7 @@ import torch
 from small_learner import Learner, equal
 from torch import nn
 
-from training.checkpoint import Checkpoint, CheckpointError, Checkpoints, load_optimizer, load_parameters
+from training.run.checkpoint import Checkpoint, CheckpointError, Checkpoints, load_optimizer, load_parameters
 
 
 def test_an_optimizer_that_was_saved_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tadsr.architecture import is_time_layer
-from training.config import TrainConfig
+from training.config.train_config import TrainConfig
 
 LEAST_SCALE = 1.0  # of the loss in fp16: gradients that overflow even so are wrong themselves
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .lpips_weights import weights_path
+from training.metrics.pretrained import weights_path
 
 MEAN = (-0.030, -0.088, -0.188)
 DEVIATION = (0.458, 0.448, 0.450)
@@ -75,9 +75,9 @@ class LPIPS(nn.Module):
     deviation: Tensor
 
     def __init__(self, net: str = "vgg", weights: Path | None = None) -> None:
-        """Loads `net`, vgg or alex, from `weights` or else from the per-user cache (see lpips_weights).
+        """Loads `net`, vgg or alex, from `weights` or else from the per-user cache (see pretrained).
 
-        Raises ValueError for another name, lpips_weights.LpipsWeightsError where nothing can be fetched.
+        Raises ValueError for another name, pretrained.LpipsWeightsError where nothing can be fetched.
         """
         super().__init__()
         path = weights_path(net) if weights is None else weights

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from training.adapters import adaptable_modules, adapters_off, add_adapters
+from training.networks.lora import adaptable_modules, adapters_off, add_adapters
 from training.randomness import sample_generator
 
 MIDDLE = "mid_block."

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tadsr.schedule import MAX_TIMESTEP
-from training.config import TrainConfig
-from training.discriminator import Discriminator, hinge_loss, judged, realism_loss
-from training.losses import blurred_mse, diffusion_loss, mse, shifted, tavsd
-from training.lpips import LPIPS
+from training.config.train_config import TrainConfig
+from training.metrics.lpips import LPIPS
+from training.networks.discriminator import Discriminator, hinge_loss, judged, realism_loss
+from training.networks.teacher import Teacher
+from training.objective.losses import blurred_mse, diffusion_loss, mse, shifted, tavsd
+from training.objective.timesteps import distillation_timesteps, fake_score_timesteps, student_timesteps
 from training.randomness import sample_integers, sample_noise
-from training.teacher import Teacher
-from training.timesteps import distillation_timesteps, fake_score_timesteps, student_timesteps
 
 Comparison = tuple[Tensor, list[Tensor], list[Tensor]]
 """Distances (B,), and features of results and photographs for the discriminator; none without `realism_weight`."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from host.cache import cache_directory, exclusive
-from training.lpips import LPIPS
-from training.lpips_weights import Package, download
+from training.metrics.lpips import LPIPS
+from training.metrics.pretrained import Package, download
 
 WHEEL = Package(
     "dists-pytorch==0.1",
@@ -45,7 +45,7 @@ class DISTS(nn.Module):
     def __init__(self) -> None:
         """Loads the weights, fetching them when they are not in the cache yet.
 
-        Raises lpips_weights.LpipsWeightsError where they cannot be had.
+        Raises pretrained.LpipsWeightsError where they cannot be had.
         """
         super().__init__()
         self.vgg = LPIPS("vgg")

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, TEACHER_GAMMA, TEACHER_LAMBDA
-from training.discriminator import SMALLEST_SIDE as SMALLEST_JUDGED
-from training.losses import GUIDANCE
-from training.settings import ConfigError, Span, accepted, typed
+from training.config.parsing import ConfigError, Span, accepted, typed
+from training.networks.discriminator import SMALLEST_SIDE as SMALLEST_JUDGED
+from training.objective.losses import GUIDANCE
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 EXTENDS = "extends"  # key of a preset that names the one it starts from
 PROMPT = "a sharp, clean photograph, highly detailed"  # ours: the official training tags every picture
 NEGATIVE_PROMPT = (  # C
@@ -113,7 +113,7 @@ class TrainConfig:
     lpips_weight: Weight = 2.0
     """Weight of LPIPS with VGG (C)."""
     lpips_shift: Annotated[int, Span(0, 15)] = 0
-    """LPIPS looks at crops smaller by so many pixels, at random places (ours; C: 0); see `training.losses.shifted`."""
+    """LPIPS looks at crops smaller by so many pixels, at random places (ours; C: 0): `losses.shifted`."""
     distillation_weight: Weight = 1.0
     """Weight of the score distillation (C; P eq. 9 gives no value)."""
     realism_weight: Weight = 0.0

@@ -24,7 +24,7 @@ from tadsr.errors import WeightsError
 from tadsr.keys import ldm_unet_to_diffusers, ldm_vae_to_diffusers
 from tadsr.lora import check_keys, same_shape
 from tadsr.schedule import LATENT_SCALE
-from training.base_files import ACCEPTED, LATENT_CHANNELS, read_tensors
+from training.networks.base_files import ACCEPTED, LATENT_CHANNELS, read_tensors
 
 HEAD_CHANNELS = 64  # SD 2.x UNet config: channels per attention head
 

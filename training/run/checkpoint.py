@@ -22,7 +22,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from training.named_tensors import CheckpointError, load_optimizer, load_parameters, optimizer_tensors
+from training.run.optimizer_state import CheckpointError, load_optimizer, load_parameters, optimizer_tensors
 
 __all__ = ["Checkpoint", "CheckpointError", "Checkpoints", "load_optimizer", "load_parameters", "optimizer_tensors"]
 

@@ -1,0 +1,1 @@
+"""Test sets, and what is written about them."""

@@ -1,0 +1,1 @@
+"""Measures of pictures, and where their weights come from."""

@@ -1,0 +1,1 @@
+"""The networks of a training: base, student, teacher, fake score, discriminator; and running a student."""

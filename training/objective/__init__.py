@@ -1,0 +1,1 @@
+"""What the networks learn: losses, timesteps, and one micro batch of each."""

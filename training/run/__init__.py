@@ -1,0 +1,1 @@
+"""A run: building it, its steps, checkpoints, log and validation."""
