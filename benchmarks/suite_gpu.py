@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from node_pack import Pack  # from tests/: ComfyUI in this process, and the nodes as functions
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.suite import Figures
 from benchmarks.suite_meters import begin_peak, peak_mb
 from benchmarks.suite_phases import SCALE, Phases
 from benchmarks.suite_pictures import LEFT, picture
+from host.node_pack import Pack
 
 SIDE = 512  # pixels of the result: 128 -> 512
 REPEATS, WARM_UPS = 20, 3

@@ -19,22 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.append(str(REPOSITORY / "tests"))  # ComfyUI in this process, and the nodes as functions
-
-from node_pack import Pack, load_pack, models_folder  # noqa: E402
-
-from benchmarks.full_size import FILES, write_random_weights  # noqa: E402
-from benchmarks.inference import MEGABYTE  # noqa: E402
-from benchmarks.suite import FULL, MINI, Figures  # noqa: E402
-from benchmarks.suite_gpu import gpu, gpu_large  # noqa: E402
-from benchmarks.suite_meters import begin_peak, held_mb, on_gpu, peak_mb  # noqa: E402
-from benchmarks.suite_phases import SCALE, Phases  # noqa: E402
-from benchmarks.suite_pictures import LEFT, PICTURES, picture  # noqa: E402
-from benchmarks.suite_weights import write_random_weights as write_small_random_weights  # noqa: E402
-from comfy_in_process import load  # noqa: E402
-from host.interpreter import chosen_comfyui  # noqa: E402
-from tadsr.seams import seam_ratio  # noqa: E402
+from benchmarks.full_size import FILES, write_random_weights
+from benchmarks.inference import MEGABYTE
+from benchmarks.seams import seam_ratio
+from benchmarks.suite import FULL, MINI, Figures
+from benchmarks.suite_gpu import gpu, gpu_large
+from benchmarks.suite_meters import begin_peak, held_mb, on_gpu, peak_mb
+from benchmarks.suite_phases import SCALE, Phases
+from benchmarks.suite_pictures import LEFT, PICTURES, picture
+from benchmarks.suite_weights import write_random_weights as write_small_random_weights
+from host.comfy_in_process import load
+from host.interpreter import chosen_comfyui
+from host.node_pack import Pack, load_pack, models_folder
 
 MEGAPIXEL = 2**20  # pixels of 1024x1024
 WARM_UP_SIDE = 256  # pixels of the result

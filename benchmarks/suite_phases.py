@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from node_pack import Pack  # from tests/: ComfyUI in this process, and the nodes as functions
 from torch import Tensor
 
+from host.node_pack import Pack
 from tadsr.schedule import DEFAULT_TIMESTEP
 
 SCALE = 4

@@ -146,8 +146,8 @@ class ComfyServer(ComfyClient):
         return self.log()[-LOG_TAIL_CHARACTERS:]
 
 
-def link_pack(target: Path) -> None:
-    """Puts this pack at `target`: a link, or a copy where links are not allowed (Windows without the right).
+def link_pack(target: Path, pack: Path = PACK) -> None:
+    """Puts the pack at `target`: a link, or a copy where links are not allowed (Windows without the right).
 
     Replaces a link or a copy that an earlier run left. Raises HostError for anything else that is there.
     """
@@ -155,9 +155,9 @@ def link_pack(target: Path) -> None:
     if target.exists():
         raise HostError(f"{target} is in the way: it was not put there by this program. Move it away.")
     try:
-        target.symlink_to(PACK, target_is_directory=True)
+        target.symlink_to(pack, target_is_directory=True)
     except OSError:
-        shutil.copytree(PACK, target, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        shutil.copytree(pack, target, ignore=shutil.ignore_patterns(*_NOT_COPIED))
         (target / _COPY_MARKER).touch()
 
 

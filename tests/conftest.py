@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import comfy_in_process
-from comfy_in_process import InProcessComfy
-from host import torch_import_shim
+from host import comfy_in_process, torch_import_shim
+from host.comfy_in_process import InProcessComfy
 from host.comfyui import DEFAULT_VERSION, existing_comfyui, fetch_comfyui
 from host.server import PACK, PACK_NAME, ComfyServer
 from training.metrics.lpips import LPIPS

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from node_pack import NO_BASE, models_folder, node
 from random_weights import adapters_for, sd_checkpoint, self_contained
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comfy_in_process import InProcessComfy, PromptError
+from host.comfy_in_process import InProcessComfy, PromptError
+from host.node_pack import NO_BASE, models_folder, node
 from tadsr.weights import save
 
 MINI, CHECKPOINT = "mini.safetensors", "sd.safetensors"

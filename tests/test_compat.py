@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
 
 
 @pytest.fixture

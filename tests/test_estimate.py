@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from node_pack import Pack, load_pack, models_folder, node, picture
 from random_weights import self_contained
 from torch import Tensor, nn
 
-from comfy_in_process import InProcessComfy, PromptError
+from host.comfy_in_process import InProcessComfy, PromptError
+from host.node_pack import Pack, load_pack, models_folder, node, picture
 from tadsr.weights import save
 
 MINI = "estimate-mini.safetensors"

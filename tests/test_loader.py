@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from node_pack import NO_BASE, load_pack, models_folder, picture
 from random_weights import adapters_for, sd_checkpoint, sd_unet, self_contained
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import NO_BASE, load_pack, models_folder, picture
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
 from tadsr.geometry import pad_to_multiple
 from tadsr.keys import ldm_unet_to_diffusers

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from node_pack import NO_BASE, Pack, load_pack, models_folder, node, picture
 from random_weights import random_student, self_contained
 from safetensors.torch import load_file
 from torch import Tensor
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import NO_BASE, Pack, load_pack, models_folder, node, picture
 from tadsr.geometry import resize_bicubic
 from tadsr.schedule import LATENT_SCALE, sigma
 from tadsr.weights import save

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from node_pack import Pack, load_pack, models_folder
 from safetensors.torch import load_file
 from torch import Tensor
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import Pack, load_pack, models_folder
 from tadsr.convert import convert_official
 from tadsr.schedule import LATENT_SCALE
 from tadsr.weights import save

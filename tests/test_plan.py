@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from node_pack import Pack, load_pack
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import Pack, load_pack
 
 MEGABYTE = 1e6
 

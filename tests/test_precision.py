@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from node_pack import NO_BASE, Pack, load_pack, models_folder, picture
 from random_weights import self_contained
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import NO_BASE, Pack, load_pack, models_folder, picture
 from tadsr.weights import save
 
 WEIGHTS = "precision.safetensors"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.seams import seam_ratio
 from tadsr.geometry import plan_tiles
-from tadsr.seams import seam_ratio
 from tadsr.tiling import TiledRun
 
 FACTOR = 8

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from node_pack import NO_BASE, Pack, load_pack, models_folder, picture
 from PIL import Image
 from random_weights import self_contained
 from torch import Tensor, nn
 
-from comfy_in_process import InProcessComfy
-from tadsr.seams import seam_ratio
+from benchmarks.seams import seam_ratio
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import NO_BASE, Pack, load_pack, models_folder, picture
 from tadsr.tiling import UnusableTileError
 from tadsr.weights import save
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from node_pack import load_pack, models_folder, picture
 from random_weights import self_contained
 
-from comfy_in_process import InProcessComfy
+from host.comfy_in_process import InProcessComfy
+from host.node_pack import load_pack, models_folder, picture
 from tadsr.keys import diffusers_unet_to_ldm
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, save
 

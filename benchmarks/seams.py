@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .geometry import TilePlan
+from tadsr.geometry import TilePlan
 
 NEIGHBOURS = 4  # steps on either side, one latent pixel apart, that a border is compared with
 

@@ -1,4 +1,7 @@
-"""Makes a ComfyUI tree importable in the test process, with this pack loaded as ComfyUI loads it."""
+"""Makes a ComfyUI tree importable in this process, with this pack loaded as ComfyUI loads it.
+
+For tests and benchmarks. It loads ComfyUI's modules by name, as there is no ComfyUI to import when it is read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from host.server import PACK_NAME, link_pack
+from .server import PACK, PACK_NAME, link_pack
 
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
 NO_CACHE = {"lru": 0, "ram": 0, "ram_inactive": 0}
@@ -29,7 +32,7 @@ class PromptError(AssertionError):
 class _EventRecorder:
     """Stands where the executor expects the HTTP server: keeps what would have been sent to the page."""
 
-    client_id = "tests"
+    client_id = "in-process"
     last_node_id: str | None = None
     last_prompt_id: str | None = None
 
@@ -69,8 +72,7 @@ class InProcessComfy:
 
         Raises PromptError where ComfyUI would show an error. Nothing is cached from run to run.
         """
-        import execution
-
+        execution = importlib.import_module("execution")
         prompt_id = uuid.uuid4().hex
         valid = self.loop.run_until_complete(execution.validate_prompt(prompt_id, prompt, None))
         if not valid[0]:
@@ -84,8 +86,8 @@ class InProcessComfy:
         return executor.history_result["outputs"]
 
 
-def load(comfyui: Path, base: Path, *, cpu: bool = True) -> InProcessComfy:
-    """Imports ComfyUI from `comfyui`, with `base` for its folders, and loads this pack; on the CPU, or on a GPU.
+def load(comfyui: Path, base: Path, *, cpu: bool = True, pack: Path = PACK) -> InProcessComfy:
+    """Imports ComfyUI from `comfyui`, with `base` for its folders, and loads `pack`; on the CPU, or on a GPU.
 
     Works once a process. The pack gets the mangled module name that ComfyUI gives every custom node.
     """
@@ -96,15 +98,13 @@ def load(comfyui: Path, base: Path, *, cpu: bool = True) -> InProcessComfy:
     _set_arguments(base, cpu)
     # As main.py does: up to 0.20, `nodes` puts comfy/ first on the path, with another module of that name.
     importlib.import_module("utils.extra_config")
-    import nodes
-    import server
-
+    nodes, server = importlib.import_module("nodes"), importlib.import_module("server")
     assert Path(nodes.__file__ or "").parent == comfyui, f"`nodes` is {nodes.__file__}, not ComfyUI's"
     loop = asyncio.new_event_loop()
     server.PromptServer(loop)  # opens no port; nodes and extensions look for its instance
     loop.run_until_complete(nodes.init_public_apis())
     target = base / "custom_nodes" / PACK_NAME
-    link_pack(target)
+    link_pack(target, pack)
     loaded = loop.run_until_complete(nodes.load_custom_node(str(target), module_parent="custom_nodes"))
     assert loaded, "ComfyUI could not load this pack: see the error that it logged above"
     return InProcessComfy(sys.modules[str(target).replace(".", "_x_")], base, loop)
@@ -112,9 +112,8 @@ def load(comfyui: Path, base: Path, *, cpu: bool = True) -> InProcessComfy:
 
 def _set_arguments(base: Path, cpu: bool) -> None:
     """Sets what ComfyUI takes from its command line; it reads these when its modules are first imported."""
-    import comfy.options  # noqa: F401 - parsing stays off, so that pytest's arguments are left alone
-    from comfy.cli_args import args
-
+    importlib.import_module("comfy.options")  # parsing stays off, so that pytest's arguments are left alone
+    args = importlib.import_module("comfy.cli_args").args
     args.cpu = cpu
     args.base_directory = str(base)
     args.disable_api_nodes = True

@@ -1,4 +1,4 @@
-"""The pack's nodes as a test calls them, and the prompts that run them."""
+"""The pack's nodes as functions, in a ComfyUI in this process, and the prompts that run them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comfy_in_process import InProcessComfy
 from tadsr.geometry import resize_bicubic
+
+from .comfy_in_process import InProcessComfy
 
 NO_BASE = "none (the weights file holds its base)"  # the loader's first base; also in shipped workflows
 
