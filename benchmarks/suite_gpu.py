@@ -38,7 +38,7 @@ def gpu_large(pack: Pack, card_bytes: float, side: int) -> Figures:
     """Returns peak VRAM and seconds of one large result on a card of `card_bytes`, which torch really keeps to."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(card_bytes / total)
-    management = pack.comfy.module("nodes.memory").mm
+    management = pack.comfy.module("memory").mm
     # What --reserve-vram sets. The weights are not on the card yet, so that all that is free but for the card's size
     # is reserved.
     management.EXTRA_RESERVED_VRAM = management.get_free_memory(pack.model.load_device) - card_bytes

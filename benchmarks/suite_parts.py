@@ -91,7 +91,7 @@ def memory(pack: Pack, side: int, limit: float | None) -> Figures:
 
 def limit_memory(pack: Pack, limit: float) -> None:
     """Leaves `limit` bytes to runs by what --reserve-vram sets: all else that is free now is reserved."""
-    management = pack.comfy.module("nodes.memory").mm
+    management = pack.comfy.module("memory").mm
     management.EXTRA_RESERVED_VRAM = management.get_free_memory(pack.model.load_device) - limit
 
 
@@ -113,7 +113,7 @@ def difference(pack: Pack, side: int) -> Figures:
     tile = side // TILES_ACROSS
     ways = {"encoder": (tile, side, side), "decoder": (side, side, tile), "all phases": (tile, tile, tile)}
     results = {name: Phases(pack, side, tiles).restore(image) for name, tiles in ways.items()}
-    decoding = pack.comfy.module("nodes.memory").decoder_cost(pack.vae)
+    decoding = pack.comfy.module("memory").decoder_cost(pack.vae)
     limit_memory(pack, decoding.bytes_for((tile // decoding.downscale) ** 2))
     results["memory for a quarter"] = Phases(pack, side, (0, 0, 0)).restore(image)
     changes = {name: (shown(result) - shown(whole)).abs() for name, result in results.items()}

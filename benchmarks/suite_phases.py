@@ -18,8 +18,8 @@ class Phase:
     """One network, ready to run over the whole picture by its plan."""
 
     name: str
-    plan: Any  # nodes.plan.PhasePlan
-    network: Any  # nodes.networks.PhaseNetwork
+    plan: Any  # nodes.running.plan.PhasePlan
+    network: Any  # nodes.running.stages.PhaseNetwork
 
 
 class Phases:
@@ -32,8 +32,8 @@ class Phases:
 
         sample_share: of the picture's pixels, for the copy that gives statistics; None for the nodes' choice.
         """
-        self._module = lambda name: pack.comfy.module(f"nodes.{name}")
-        plans, memory, networks = self._module("plan"), self._module("memory"), self._module("networks")
+        self._module = lambda name: pack.comfy.module(name)
+        plans, memory, networks = self._module("plan"), self._module("memory"), self._module("stages")
         self.size, self.downscale = (side, side), pack.encoder.downscale
         padded = plans.padded_size(*self.size, self.downscale)
         costs = (
@@ -57,15 +57,17 @@ class Phases:
 
     def begin(self, image: Tensor) -> Any:
         """Returns an IMAGE, (1, h, w, 3), enlarged and ready for the encoder."""
-        phases = self._module("phases")
+        phases = self._module("pictures")
         sample = self._module("plan").sample_of([phase.plan for phase in self.phases])
         return phases.start(phases.enlarge_picture(image[0], self.size), self.downscale, sample)
 
     def run(self, index: int, passage: Any) -> Any:
         """Returns what phase `index` makes of the passage."""
         phase = self.phases[index]
-        result = self._module("phase_run").PhaseRun(phase.plan)(phase.network, passage, lambda *_: None)
-        return result.then(lambda moments: self._module("phases").draw_latent(moments, None)) if index == 0 else result
+        result = self._module("run").PhaseRun(phase.plan)(phase.network, passage, lambda *_: None)
+        return (
+            result.then(lambda moments: self._module("pictures").draw_latent(moments, None)) if index == 0 else result
+        )
 
     def restore(self, image: Tensor) -> Tensor:
         """Returns the decoded picture, (1, 3, side, side) in [0, 1]: no colour match hides a difference."""

@@ -18,6 +18,18 @@ from typing import Any
 from .server import PACK, PACK_NAME, link_pack
 
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
+MODULES = {  # of nodes/: the one place where tests and benchmarks name them
+    "base": "models.base",
+    "compat": "compat",
+    "folders": "models.folders",
+    "student": "models.student",
+    "memory": "running.memory",
+    "pictures": "running.pictures",
+    "plan": "running.plan",
+    "progress": "running.progress",
+    "run": "running.run",
+    "stages": "running.stages",
+}
 NO_CACHE = {"lru": 0, "ram": 0, "ram_inactive": 0}
 
 
@@ -53,8 +65,8 @@ class InProcessComfy:
     loop: asyncio.AbstractEventLoop
 
     def module(self, name: str) -> ModuleType:
-        """Returns a module of the pack as its nodes see it, such as `module("nodes.loader")`."""
-        return importlib.import_module(f".{name}", self.pack.__name__)
+        """Returns a module of `nodes/` as its nodes see it, by the name that MODULES gives it."""
+        return importlib.import_module(f".nodes.{MODULES[name]}", self.pack.__name__)
 
     def node(self, node_id: str) -> Any:
         """Returns the class of a registered node, of the pack or of ComfyUI."""

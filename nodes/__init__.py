@@ -6,9 +6,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .encode import TADSREncode
 from .estimate import TADSREstimate
-from .finish import TADSRFinish
-from .folders import register_weights_folder
-from .loader import TADSRModelLoader
+from .load_model import TADSRModelLoader
+from .match import TADSRFinish
+from .models.folders import register_weights_folder
 from .one_step import TADSROneStep
 from .upscale import TADSRUpscale
 

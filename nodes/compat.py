@@ -1,19 +1,24 @@
-"""What older supported versions of ComfyUI lack."""
+"""What ComfyUI's versions lack, and the attention that is faster on a processor (docs/performance.md)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import torch
-from comfy.ldm.modules.diffusionmodules.model import Decoder
+from comfy.ldm.modules import attention
+from comfy.ldm.modules.diffusionmodules.model import Decoder, vae_attention
 from torch import Tensor
+
+from ..tadsr.encoder import Attend, attend
 
 if TYPE_CHECKING:
     import comfy.sd
+    from comfy.model_patcher import ModelPatcher
+
 
 # In the texts of torch's plain RuntimeErrors: of MPS, of its CPU allocator on Linux and macOS, and on Windows.
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -59,3 +64,21 @@ def run_eagerly() -> AbstractContextManager[None]:
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+
+
+def encoder_attention(device: torch.device) -> Attend:
+    """Returns the attention for the encoder: on a processor torch's, elsewhere the one that ComfyUI uses in VAEs."""
+    return attend if mm.is_device_cpu(device) else vae_attention()
+
+
+def prefer_torch_attention(model: ModelPatcher) -> None:
+    """Makes a UNet on the processor use torch's attention where ComfyUI would choose by itself.
+
+    The user's choice (--use-split-cross-attention and the like) and that of another node, later, stand.
+    """
+    if mm.is_device_cpu(model.load_device) and attention.optimized_attention is attention.attention_sub_quad:
+        model.model_options["transformer_options"]["optimized_attention_override"] = _torch_attention
+
+
+def _torch_attention(chosen: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return attention.attention_pytorch(*args, **kwargs)

@@ -8,16 +8,7 @@ from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
 from ..tadsr.schedule import check_timestep
-from .calibration import measured
-from .encoder_patcher import EncoderPatcher
-from .images import check_image, to_image
-from .memory import encoder_cost
-from .networks import encoder_network
-from .phase_run import PhaseRun
-from .phases import draw_latent, enlarge_picture, result_size, start
-from .plan import padded_size, plan_phase
-from .progress import Progress
-from .sockets import (
+from .inputs import (
     CATEGORY,
     ENCODINGS,
     Encoder,
@@ -28,6 +19,13 @@ from .sockets import (
     tile_inputs,
     timestep_input,
 )
+from .models.encoder import TimeAwareEncoderModel
+from .running.memory import encoder_cost
+from .running.pictures import check_image, draw_latent, enlarge_picture, result_size, start, to_image
+from .running.plan import padded_size, plan_phase
+from .running.progress import Progress, measured
+from .running.run import PhaseRun
+from .running.stages import encoder_network
 
 TIMESTEPS_KEY = "tadsr_timesteps"  # in a LATENT: the timestep that each of its pictures was encoded for
 
@@ -65,7 +63,7 @@ class TADSREncode(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        encoder: EncoderPatcher,
+        encoder: TimeAwareEncoderModel,
         image: Tensor,
         timestep: int,
         scale: float = DEFAULT_SCALE,

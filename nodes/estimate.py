@@ -10,13 +10,12 @@ from server import PromptServer
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
-from .encoder_patcher import EncoderPatcher
-from .forecast import Forecast
-from .images import check_image
-from .memory import MEGABYTE
-from .phases import result_size
-from .plan import plan_upscale
-from .sockets import CATEGORY, Encoder, exact_size_inputs, image_input, scale_input, tile_inputs
+from .inputs import CATEGORY, Encoder, exact_size_inputs, image_input, scale_input, tile_inputs
+from .models.encoder import TimeAwareEncoderModel
+from .running.forecast import Forecast
+from .running.memory import MEGABYTE
+from .running.pictures import check_image, result_size
+from .running.plan import plan_upscale
 
 if TYPE_CHECKING:
     import comfy.sd
@@ -71,7 +70,7 @@ class TADSREstimate(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        encoder: EncoderPatcher,
+        encoder: TimeAwareEncoderModel,
         vae: comfy.sd.VAE,
         image: Tensor,
         scale: float = DEFAULT_SCALE,

@@ -9,17 +9,15 @@ import torch
 from comfy_api.latest import io
 
 from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, check_timestep
-from .calibration import measured
 from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
-from .memory import prediction_cost
-from .networks import may_be_cut, prediction_network
-from .phase_run import Passage, PhaseRun
-from .plan import plan_phase
-from .progress import Progress
-from .sampling import Conditioning
-from .sockets import CATEGORY, tile_inputs
-from .student import choose_conditioning
+from .inputs import CATEGORY, tile_inputs
+from .models.student import Conditioning, choose_conditioning
+from .running.memory import prediction_cost
+from .running.plan import plan_phase
+from .running.progress import Progress, measured
+from .running.run import Passage, PhaseRun
+from .running.stages import may_be_cut, prediction_network
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -11,15 +11,7 @@ from torch import Tensor
 from ..tadsr.geometry import DEFAULT_SCALE
 from ..tadsr.schedule import check_timestep
 from .encode import draw_seed
-from .encoder_patcher import EncoderPatcher
-from .images import check_image
-from .networks import decoder_network, encoder_network, may_be_cut, prediction_network
-from .phases import result_size
-from .plan import plan_upscale
-from .previews import centre_region
-from .progress import Progress
-from .sampling import Conditioning
-from .sockets import (
+from .inputs import (
     CATEGORY,
     ENCODINGS,
     Encoder,
@@ -32,8 +24,14 @@ from .sockets import (
     tile_inputs,
     timestep_input,
 )
-from .student import choose_conditioning
-from .upscaling import Upscaling
+from .models.encoder import TimeAwareEncoderModel
+from .models.student import Conditioning, choose_conditioning
+from .running.color import centre_region
+from .running.pictures import check_image, result_size
+from .running.plan import plan_upscale
+from .running.progress import Progress
+from .running.stages import decoder_network, encoder_network, may_be_cut, prediction_network
+from .running.upscaling import Upscaling
 
 if TYPE_CHECKING:
     import comfy.sd
@@ -85,7 +83,7 @@ class TADSRUpscale(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        encoder: EncoderPatcher,
+        encoder: TimeAwareEncoderModel,
         vae: comfy.sd.VAE,
         image: Tensor,
         timestep: int,

@@ -82,7 +82,7 @@ def training(tree: Path, folder: Path, steps: int) -> Digests:
     # Absolute names: both trees write them into nothing that is compared.
     run(tree, "-m", "training.train", "--config", "training/presets/smoke.yaml", *paths, f"steps={steps}")
     files = {"training: base": base / "base.safetensors", "training: weights": output / "tadsr.safetensors"}
-    return {name: sha256(path.read_bytes()) for name, path in files.items()}
+    return {name: digest(path) for name, path in files.items()}
 
 
 def pictures(tree: Path, folder: Path, steps: int) -> Digests:
@@ -116,8 +116,17 @@ def run(tree: Path, *arguments: str) -> None:
         raise HostError(f"{' '.join(command)} failed in {tree}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a safetensors file's tensors and metadata, by name: their order in a file is random."""
+    from safetensors import safe_open
+
+    hasher = hashlib.sha256()
+    with safe_open(path, "numpy") as file:
+        hasher.update(repr(sorted((file.metadata() or {}).items())).encode())
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            hasher.update(repr((name, tensor.shape, tensor.dtype)).encode() + tensor.tobytes())
+    return hasher.hexdigest()
 
 
 def report(before: Digests, after: Digests) -> int:

@@ -13,7 +13,7 @@ from host.comfy_in_process import InProcessComfy
 
 @pytest.fixture
 def compat(comfy_inprocess: InProcessComfy) -> ModuleType:
-    return comfy_inprocess.module("nodes.compat")
+    return comfy_inprocess.module("compat")
 
 
 def test_the_processor_out_of_memory_is_recognised(compat: ModuleType) -> None:

@@ -96,7 +96,7 @@ def estimate(pack: Pack, image: Tensor, **inputs: Any) -> tuple[Estimated, str]:
 
 
 def forget_times(pack: Pack) -> None:
-    pack.comfy.module("nodes.calibration")._seconds_per_pixel.clear()
+    pack.comfy.module("progress")._seconds_per_pixel.clear()
 
 
 def test_says_size_plan_and_memory_and_runs_no_network(mini: Pack) -> None:
@@ -147,7 +147,7 @@ def tiles_given(network: nn.Module, pack: Pack, tile: int) -> int:
 def test_time_after_a_run_is_that_of_the_next(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_times(mini)
     clock = itertools.count(step=PHASE_SECONDS)  # read before and after each phase
-    monkeypatch.setattr(mini.comfy.module("nodes.calibration"), "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(mini.comfy.module("progress"), "perf_counter", lambda: next(clock))
     image = picture(32, 48)
     mini.upscale(image)
     once, shown = estimate(mini, image)
@@ -198,7 +198,7 @@ def test_no_byte_of_memory_counts_twice(mini: Pack, monkeypatch: pytest.MonkeyPa
     import comfy_aimdo.model_vbar
     from comfy.model_patcher import ModelPatcher
 
-    memory = mini.comfy.module("nodes.memory")
+    memory = mini.comfy.module("memory")
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     own, other = (ModelPatcher(nn.Linear(1000, width), gpu, cpu) for width in (3000, 5000))
     own.model.model_loaded_weight_memory = own.model_size() // 2

@@ -90,12 +90,12 @@ def test_a_v_prediction_checkpoint_is_refused(comfy_inprocess: InProcessComfy, m
 
     save(models / "tadsr" / MINI, self_contained())
     base = load_pack(comfy_inprocess, MINI).model
-    weights = comfy_inprocess.module("tadsr.weights").load(models / "tadsr" / MINI)
+    weights = comfy_inprocess.module("base").read_weights(str(models / "tadsr" / MINI))
     before = base.model.model_type
     base.model.model_type = comfy.model_base.ModelType.V_PREDICTION
     try:
         with pytest.raises(ValueError, match="needs Stable Diffusion 2.1-base"):
-            comfy_inprocess.module("nodes.student").make_student(base, weights, MINI)
+            comfy_inprocess.module("student").make_student(base, weights, MINI)
     finally:
         base.model.model_type = before
 
@@ -126,7 +126,7 @@ def test_weights_are_found_in_extra_model_paths(
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"mine:\n    base_path: {tmp_path}\n    tadsr: mine\n")
     load_extra_path_config(str(config))
-    comfy_inprocess.module("nodes.folders").register_weights_folder()
+    comfy_inprocess.module("folders").register_weights_folder()
     options = comfy_inprocess.node("TADSRModelLoader").GET_SCHEMA().inputs[0].options
     assert "extra.safetensors" in options and "notes.txt" not in options
 

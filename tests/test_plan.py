@@ -20,11 +20,11 @@ def pack(comfy_inprocess: InProcessComfy) -> Pack:
 
 @pytest.fixture
 def plan(comfy_inprocess: InProcessComfy) -> ModuleType:
-    return comfy_inprocess.module("nodes.plan")
+    return comfy_inprocess.module("plan")
 
 
 def planned(pack: Pack, size: tuple[int, int], **options: int) -> Any:
-    return pack.comfy.module("nodes.plan").plan_upscale(pack.model, pack.encoder, pack.vae, size, **options)
+    return pack.comfy.module("plan").plan_upscale(pack.model, pack.encoder, pack.vae, size, **options)
 
 
 def give_memory(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
@@ -71,7 +71,7 @@ def test_every_size_is_covered_within_memory(
 
 @pytest.mark.parametrize(("tile", "side"), [(512, 512), (100, 104), (509, 512), (5, 64), (65, 72)])
 def test_a_tile_asked_for_is_rounded_up(pack: Pack, plan: ModuleType, tile: int, side: int) -> None:
-    cost = pack.comfy.module("nodes.memory").encoder_cost(pack.encoder)
+    cost = pack.comfy.module("memory").encoder_cost(pack.encoder)
     rounded, plain = (plan.plan_phase(cost, 512, 512, tile=asked, overlap=4) for asked in (tile, side))
     assert rounded == plain
     assert rounded.tiles.tile_height * cost.downscale <= side
@@ -96,7 +96,7 @@ def test_an_automatic_tile_is_at_least_twice_its_overlap(pack: Pack, monkeypatch
 def test_others_stay_loaded_while_a_comfortable_tile_fits_beside_them(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = pack.comfy.module("nodes.memory")
+    memory = pack.comfy.module("memory")
     cost = memory.decoder_cost(pack.vae)
     comfortable = cost.bytes_for((memory.COMFORTABLE_SIDE // cost.downscale) ** 2)
     monkeypatch.setattr(memory, "_held_by_others", lambda _: int(1e10))
@@ -109,7 +109,7 @@ def test_others_stay_loaded_while_a_comfortable_tile_fits_beside_them(
 
 def test_a_network_larger_than_the_card_leaves_room_for_a_tile(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI then keeps a part of the weights in main memory, where the network is on a card."""
-    memory = pack.comfy.module("nodes.memory")
+    memory = pack.comfy.module("memory")
     cost = memory.prediction_cost(pack.model)
     card = 0.75 * pack.model.model_size()
     give_memory(monkeypatch, card)

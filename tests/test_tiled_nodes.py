@@ -130,10 +130,10 @@ def test_no_seam_shows(
     if small_sample:
         cap_sample(mini, monkeypatch, 384)
     result = mini.upscale(image, **tiles).movedim(-1, 1)
-    plan = mini.comfy.module("nodes.plan")
+    plan = mini.comfy.module("plan")
     for cost in ("encoder_cost", "decoder_cost"):
         network = mini.encoder if cost == "encoder_cost" else mini.vae
-        phase = plan.plan_phase(getattr(mini.comfy.module("nodes.memory"), cost)(network), 128, 192, **tiles)
+        phase = plan.plan_phase(getattr(mini.comfy.module("memory"), cost)(network), 128, 192, **tiles)
         assert len(phase.tiles.tiles) > 4
         assert seam_ratio(result, phase.tiles, 4) <= 1.05 * seam_ratio(whole, phase.tiles, 4)
 
@@ -180,7 +180,7 @@ def test_the_crop_preview_of_a_whole_picture_is_cut_from_it(pack: Pack) -> None:
 
 def cap_sample(mini: Pack, monkeypatch: pytest.MonkeyPatch, side: int = 96) -> None:
     """Makes the copies that statistics come from smaller than the test's pictures, as they are of large ones."""
-    sides = mini.comfy.module("nodes.plan").LARGEST_SIDE
+    sides = mini.comfy.module("plan").LARGEST_SIDE
     for phase in sides:
         monkeypatch.setitem(sides, phase, side)
 
@@ -251,12 +251,12 @@ def test_memory_for_no_tile_at_all_is_a_clear_error(pack: Pack) -> None:
 def test_tiles_at_a_time_fall_before_their_size_does(mini: Pack, caplog: pytest.LogCaptureFixture) -> None:
     module = mini.comfy.module
     latent = mini.encode(picture(32, 64))[0]["samples"]
-    plan = module("nodes.plan").plan_phase(module("nodes.memory").decoder_cost(mini.vae), 32, 64, tile=64, overlap=16)
+    plan = module("plan").plan_phase(module("memory").decoder_cost(mini.vae), 32, 64, tile=64, overlap=16)
 
     def decoded(at_once: int) -> Tensor:
-        run = module("nodes.phase_run").PhaseRun(replace(plan, batch=at_once, sample_area=2 * 16 * 16))
-        passage = module("nodes.phase_run").Passage(latent)
-        return run(module("nodes.networks").decoder_network(mini.vae), passage, lambda *_: None).whole
+        run = module("run").PhaseRun(replace(plan, batch=at_once, sample_area=2 * 16 * 16))
+        passage = module("run").Passage(latent)
+        return run(module("stages").decoder_network(mini.vae), passage, lambda *_: None).whole
 
     one_by_one = decoded(1)
     with caplog.at_level(logging.WARNING), short_memory(networks_of(mini)["decode"], 2 * 20 * 20):

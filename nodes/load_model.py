@@ -8,12 +8,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..tadsr.weights import TadsrWeights, WeightsError, encoder_state_dict
-from .base import WANTED_BASE, load_networks, read_weights
-from .encoder_patcher import EncoderPatcher
-from .folders import BUNDLED_WEIGHTS, WEIGHTS_FOLDER
-from .precision import AUTO, parse_precision, precision_input
-from .sockets import CATEGORY, Encoder
-from .student import default_conditioning
+from .inputs import CATEGORY, Encoder, precision_input
+from .models.base import WANTED_BASE, load_networks, read_weights
+from .models.encoder import TimeAwareEncoderModel
+from .models.folders import BUNDLED_WEIGHTS, WEIGHTS_FOLDER
+from .models.precision import AUTO, parse_precision
+from .models.student import default_conditioning
 
 CHECKPOINTS = "checkpoints"
 NO_BASE = "none (the weights file holds its base)"
@@ -76,7 +76,7 @@ class TADSRModelLoader(io.ComfyNode):
         file = read_weights(path)
         networks = load_networks(path, file, _base_path(file, weights, base), dtype)
         state = encoder_state_dict(file, networks.vae_state)
-        encoder = EncoderPatcher(state, file.metadata.vae_norm_groups, dtype)
+        encoder = TimeAwareEncoderModel(state, file.metadata.vae_norm_groups, dtype)
         prompt = None if file.prompt is None else default_conditioning(file.prompt)
         return io.NodeOutput(networks.student, encoder, networks.vae, networks.clip, prompt)
 

@@ -1,4 +1,7 @@
-"""ComfyUI's IMAGE, (B, H, W, C) in [0, 1], to and from the (B, C, H, W) of the method."""
+"""What happens to one picture before, between and after the networks. All nodes call these.
+
+ComfyUI's IMAGE is (B, H, W, C) in [0, 1]; the method's pictures are (B, C, H, W).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from .compat import intermediate_dtype
+from ...tadsr.encoder import mode, sample
+from ...tadsr.geometry import enlarge, pad_to_multiple, resize_bicubic, target_size
+from ..compat import intermediate_dtype
+from .run import Passage
 
 GREY, RGB, RGBA = 1, 3, 4
 
@@ -55,3 +61,39 @@ def split_alpha(planes: Tensor) -> tuple[Tensor, Tensor | None]:
 def join_alpha(rgb: Tensor, alpha: Tensor | None) -> Tensor:
     """Returns RGB with its alpha put back, if there is one."""
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb)], dim=1)
+
+
+def result_size(image: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
+    """Returns (height, width) of the result. image: (B, H, W, C); width, height: 0 for the scale's."""
+    return target_size(image.shape[1], image.shape[2], scale=scale, target=(height, width))
+
+
+def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the picture enlarged to `size`, its alpha too: (H, W, C) in [0, 1] -> (1, 3 or 4, *size)."""
+    return enlarge(to_planes(picture), size)
+
+
+def start(enlarged: Tensor, downscale: int, sample: tuple[int, int] | None = None) -> Passage:
+    """Returns an enlarged picture ready for the encoder, padded as the networks need. enlarged: (1, 3 or 4, H, W).
+
+    sample: (height, width) in latent pixels of the smaller copy that gives statistics to all phases, if they need one.
+    """
+    padded, _ = pad_to_multiple(enlarged[:, :RGB], downscale)
+    if sample is None:
+        return Passage(padded)
+    return Passage(padded, resize_bicubic(padded, (sample[0] * downscale, sample[1] * downscale)).clamp(0.0, 1.0))
+
+
+def draw_latent(moments: Tensor, seed: int | None) -> Tensor:
+    """Returns the latent, (B, C, h, w), as other nodes have it: the mode, or with a seed a draw from the distribution.
+
+    moments: (B, 2 C, h, w) float32, mean and log-variance.
+    """
+    if seed is None:
+        latent = mode(moments)
+    else:
+        # Drawn on the CPU, so that a seed gives the same picture on every machine.
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(mode(moments).shape, generator=generator)
+        latent = sample(moments, noise.to(moments))
+    return latent.to(device=mm.intermediate_device(), dtype=intermediate_dtype())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
 
 AUTO = "auto"
 PRECISIONS: dict[str, torch.dtype | None] = {
@@ -12,19 +11,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-
-
-def precision_input() -> io.Combo.Input:
-    """Returns the choice of precision."""
-    return io.Combo.Input(
-        "precision",
-        options=list(PRECISIONS),
-        default=AUTO,
-        optional=True,
-        advanced=True,
-        tooltip="What all three networks compute in. auto: what ComfyUI chooses for this device, by its own rules "
-        "and flags. fp32: exact, twice the memory. fp16 and bf16: half the memory; slow on a CPU.",
-    )
 
 
 def parse_precision(precision: str) -> torch.dtype | None:

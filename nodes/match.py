@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .images import check_image, to_image, to_planes
-from .phases import finish
-from .sockets import CATEGORY, color_match_input
+from .inputs import CATEGORY, color_match_input
+from .running.color import finish
+from .running.pictures import check_image, to_image, to_planes
 
 
 class TADSRFinish(io.ComfyNode):

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 
-from ..tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_size
-from ..tadsr.tiling import SMALLEST_TILE
+from ...tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_size
+from ...tadsr.tiling import SMALLEST_TILE
 from .memory import PREDICT, Cost, decoder_cost, encoder_cost, pixels_that_fit, prediction_cost
 
 if TYPE_CHECKING:
     import comfy.sd
     from comfy.model_patcher import ModelPatcher
 
-    from .encoder_patcher import EncoderPatcher
+    from ..models.encoder import TimeAwareEncoderModel
 
 # Automatic overlaps in latent pixels, measured: docs/performance.md. A VAE sees further the more often it halves.
 OVERLAP_PER_DOWNSCALE = {"encode": 4, "decode": 3}
@@ -155,7 +155,7 @@ def sample_of(phases: Sequence[PhasePlan]) -> tuple[int, int] | None:
 
 def plan_upscale(
     model: ModelPatcher,
-    encoder: EncoderPatcher,
+    encoder: TimeAwareEncoderModel,
     vae: comfy.sd.VAE,
     size: tuple[int, int],
     tile: int = 0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..tadsr.tiling import SMALLEST_TILE
-from .calibration import seconds_for
+from ...tadsr.tiling import SMALLEST_TILE
 from .memory import MEGABYTE, MORE_MEMORY, can_be_free
 from .plan import PhasePlan, UpscalePlan
+from .progress import seconds_for
 
 MEGAPIXEL = 1e6
 MINUTE = 60  # seconds

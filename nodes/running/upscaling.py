@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..tadsr.geometry import Region
-from .calibration import measured
-from .images import to_image
-from .networks import PhaseNetwork
-from .phase_run import Passage, PhaseRun
-from .phases import draw_latent, enlarge_picture, finish, start
+from ...tadsr.geometry import Region
+from .color import finish, finish_part, grown
+from .pictures import draw_latent, enlarge_picture, start, to_image
 from .plan import UpscalePlan, regions_needed
-from .previews import finish_part, grown
-from .progress import LivePreview, Progress
+from .progress import LivePreview, Progress, measured
+from .run import Passage, PhaseRun
+from .stages import PhaseNetwork
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import comfy.sd
     from comfy.model_patcher import ModelPatcher
 
-    from .encoder_patcher import EncoderPatcher
+    from ..models.encoder import TimeAwareEncoderModel
 
 MEGABYTE = 1e6
 PREDICT = "predict"  # the phase of the UNet
@@ -40,7 +40,7 @@ class Cost:
         return int(self.bytes_per_pixel * pixels)
 
 
-def encoder_cost(encoder: EncoderPatcher) -> Cost:
+def encoder_cost(encoder: TimeAwareEncoderModel) -> Cost:
     """Returns what time-aware encoding needs."""
     side = encoder.downscale
     needed = encoder.model.memory_used((1, 3, side, side), mm.dtype_size(encoder.dtype))

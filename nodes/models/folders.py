@@ -10,7 +10,7 @@ import folder_paths
 WEIGHTS_FOLDER = "tadsr"  # the key in folder_paths and extra_model_paths.yaml
 OFFICIAL_EXTENSION = ".pkl"  # the official release's
 WEIGHTS_EXTENSIONS = (".safetensors", OFFICIAL_EXTENSION)
-BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 BUNDLED_WEIGHTS = "tadsr-mini.safetensors"
 
 

@@ -1,21 +1,55 @@
-"""Progress in time rather than in steps, with the picture as it is assembled."""
+"""Progress in time rather than in steps, with the picture as it is assembled; seconds that each phase took here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from time import perf_counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic, perf_counter
 
 import comfy.utils
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..tadsr.geometry import Region, TilePlan
-from ..tadsr.tiling import Network, blend_weights
-from .calibration import expected_times
-from .images import RGB
-from .phase_run import OnTiles
+from ...tadsr.geometry import Region, TilePlan
+from ...tadsr.tiling import Network, blend_weights
+from .memory import PREDICT
+from .pictures import RGB
 from .plan import PhasePlan
+from .run import OnTiles
+
+# Time of the phases for one latent pixel before anything was measured, relative to each other.
+TYPICAL_SHARES = {"encode": 0.3, PREDICT: 0.2, "decode": 0.5}
+
+_seconds_per_pixel: dict[tuple[str, ...], float] = {}
+
+
+def seconds_for(plan: PhasePlan) -> float | None:
+    """Returns the seconds that the phase will take by the latest run with the same network, or None before one."""
+    seconds = _seconds_per_pixel.get(_key(plan))
+    return None if seconds is None else seconds * plan.work
+
+
+def expected_times(plans: Sequence[PhasePlan]) -> list[float]:
+    """Returns the times that the phases will take, in seconds or, before all were measured, in any one unit."""
+    seconds = [seconds_for(plan) for plan in plans]
+    if None not in seconds:
+        return [second for second in seconds if second is not None]
+    return [TYPICAL_SHARES[plan.cost.phase] * plan.work for plan in plans]
+
+
+@contextmanager
+def measured(plan: PhasePlan, region: Region | None = None) -> Iterator[None]:
+    """Measures a phase that the block runs by this plan on one picture, or on a region of it; latent pixels."""
+    begin = perf_counter()
+    yield
+    _seconds_per_pixel[_key(plan)] = (perf_counter() - begin) / plan.work_for(region or plan.tiles.whole)
+
+
+def _key(plan: PhasePlan) -> tuple[str, ...]:
+    cost = plan.cost
+    return (cost.phase, str(cost.patcher.model_size()), str(cost.dtype), str(cost.patcher.load_device))
+
 
 STEPS = 1000  # of the progress bar: one is less than the page shows
 PREVIEW_SIDE = 512  # pixels of the longer side, as core's sampler previews
@@ -71,9 +105,9 @@ class LivePreview:
         for tile in self._tiles[self._counted : done]:
             self._coverage += torch.outer(self._down[tile.top], self._across[tile.left])
         self._counted = done
-        if perf_counter() - self._last < PREVIEW_INTERVAL:
+        if monotonic() - self._last < PREVIEW_INTERVAL:
             return None
-        self._last = perf_counter()
+        self._last = monotonic()
         height, width = self._before.shape[-2:]  # without the padding of the canvas
         coverage = self._coverage[:height, :width]
         canvas = canvas[..., :: self._step, :: self._step][..., :height, :width].cpu()

@@ -16,9 +16,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..tadsr.architecture import VAE_ATTENTION, VaeHalf, shapes_of
-from ..tadsr.lora import check_keys
-from .compat import ensure_own_decoder
+from ...tadsr.architecture import VAE_ATTENTION, VaeHalf, shapes_of
+from ...tadsr.lora import check_keys
+from ..compat import ensure_own_decoder
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -1,20 +1,24 @@
-"""Crop preview: a part of the result, finished as it will look in the whole."""
+"""The last step: exact size, colours and alpha of a result, or of a part of it as it will look in the whole."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..tadsr.color import (
+from ...tadsr.color import (
+    COLOUR_MATCHES,
     WAVELET_REACH,
     colours,
     estimated_colours,
+    is_neutral,
     match_colours,
     match_wavelet,
+    to_neutral,
 )
-from ..tadsr.geometry import Region, pad_to_multiple, resize_bicubic
-from .images import RGB, join_alpha, split_alpha
-from .phase_run import Passage
-from .phases import kept_grey
+from ...tadsr.geometry import MIN_NETWORK_SIDE, Region, pad_to_multiple, resize_bicubic
+from .pictures import RGB, join_alpha, split_alpha
+from .run import Passage
+
+LARGEST_MULTIPLE = 8  # SD VAE; the sides of padded pictures are multiples of this or less
 
 
 def centre_region(size: tuple[int, int], side: int) -> Region | None:
@@ -61,3 +65,34 @@ def finish_part(
         rgb = match_colours(rgb, estimated_colours(sample, same_copy, wanted_colours), wanted_colours)
     rgb = kept_grey(wanted.relative_to(inside).of(rgb), reference, color_match)
     return join_alpha(rgb, None if alpha is None else wanted.of(alpha))
+
+
+def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
+    """Returns the decoded result at the exact size of the enlarged input, in its colours, with its alpha.
+
+    result: (1, C, H', W') in [0, 1], padded below and to the right; enlarged: (1, 3 or 4, H, W) in [0, 1]. What a
+    colour match puts outside [0, 1] is left to `to_image`.
+    """
+    reference, alpha = split_alpha(enlarged)
+    height, width = reference.shape[-2:]
+    check_padding((result.shape[-2], result.shape[-1]), (height, width))
+    rgb = result[:, :RGB, :height, :width].float()
+    rgb = COLOUR_MATCHES[color_match](rgb, reference.to(rgb))
+    return join_alpha(kept_grey(rgb, reference, color_match), alpha)
+
+
+def kept_grey(rgb: Tensor, reference: Tensor, color_match: str) -> Tensor:
+    """Returns a result, or a part of one, as grey as the whole reference is, unless its colours are not matched."""
+    return to_neutral(rgb) if color_match != "none" and is_neutral(reference) else rgb
+
+
+def check_padding(size: tuple[int, int], reference: tuple[int, int]) -> None:
+    """Raises ValueError unless `size` (height, width) is the reference's with padding."""
+    limits = [max(side, MIN_NETWORK_SIDE) + LARGEST_MULTIPLE for side in reference]
+    if not all(side <= padded < limit for side, padded, limit in zip(reference, size, limits, strict=True)):
+        raise ValueError(
+            f"the decoded picture is {size[1]}x{size[0]} pixels and the reference {reference[1]}x{reference[0]}; "
+            f"accepted is a decoded picture of {reference[1]}x{reference[0]} to {limits[1] - 1}x{limits[0] - 1} "
+            "pixels. Connect the enlarged image of Time-Aware Encode as reference, and decode with the VAE of "
+            "Load TADSR Model"
+        )

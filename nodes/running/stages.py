@@ -13,10 +13,10 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine
 from torch import Tensor, nn
 
-from ..tadsr.tiling import Network
-from .compat import device_context
-from .encoder_patcher import EncoderPatcher
-from .sampling import Conditioning, one_step
+from ...tadsr.tiling import Network
+from ..compat import device_context
+from ..models.encoder import TimeAwareEncoderModel
+from ..models.student import Conditioning, one_step
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -42,7 +42,7 @@ class PhaseNetwork:
     finish: Network = _unchanged  # what the blended result still needs
 
 
-def encoder_network(encoder: EncoderPatcher, timestep: int) -> PhaseNetwork:
+def encoder_network(encoder: TimeAwareEncoderModel, timestep: int) -> PhaseNetwork:
     """Returns the encoder: RGB in [0, 1] -> moments of the latent."""
 
     def in_float32(planes: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ..tadsr.geometry import Region, resize_bicubic, sample_size
-from ..tadsr.shared_context import SharedContext
-from ..tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
-from .compat import is_out_of_memory, run_eagerly
+from ...tadsr.geometry import Region, resize_bicubic, sample_size
+from ...tadsr.shared_context import SharedContext
+from ...tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
+from ..compat import is_out_of_memory, run_eagerly
 from .memory import PREDICT, not_enough
-from .networks import PhaseNetwork
 from .plan import PhasePlan
+from .stages import PhaseNetwork
 
 OnTiles = Callable[[int, int, Tensor], None]
 

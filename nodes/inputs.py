@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from ..tadsr.color import COLOUR_MATCHES
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
 from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, MIN_TIMESTEP
-from .plan import TILE_STEP
+from .models.precision import AUTO, PRECISIONS
+from .running.plan import TILE_STEP
 
 CATEGORY = "image/upscaling/TADSR"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as core's samplers
@@ -140,4 +141,17 @@ def preview_size_input() -> io.Int.Input:
         advanced=True,
         tooltip="0: the whole result. Otherwise only its centre, this many pixels square, exactly as it will look "
         "in the whole: to try timesteps and prompts on a large picture.",
+    )
+
+
+def precision_input() -> io.Combo.Input:
+    """Returns the choice of precision."""
+    return io.Combo.Input(
+        "precision",
+        options=list(PRECISIONS),
+        default=AUTO,
+        optional=True,
+        advanced=True,
+        tooltip="What all three networks compute in. auto: what ComfyUI chooses for this device, by its own rules "
+        "and flags. fp32: exact, twice the memory. fp16 and bf16: half the memory; slow on a CPU.",
     )

@@ -10,15 +10,14 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-from ..tadsr.encoder import EncoderConfig, TimeAwareEncoder
-from ..tadsr.weights import WeightsError
-from .attention import encoder_attention
-from .compat import device_context
+from ...tadsr.encoder import EncoderConfig, TimeAwareEncoder
+from ...tadsr.weights import WeightsError
+from ..compat import device_context, encoder_attention
 
 WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: float16 overflows in it
 
 
-class EncoderPatcher:
+class TimeAwareEncoderModel:
     """What travels in a TADSR_ENCODER socket: the network, its `patcher`, and how to call it."""
 
     def __init__(self, state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype | None = None) -> None:

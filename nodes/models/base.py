@@ -13,9 +13,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..tadsr.convert import LICENSE_NOTICE, convert_official
-from ..tadsr.encoder import EncoderConfig
-from ..tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, WeightsError, load
+from ...tadsr.convert import LICENSE_NOTICE, convert_official
+from ...tadsr.encoder import EncoderConfig
+from ...tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, WeightsError, load
 from .folders import OFFICIAL_EXTENSION
 from .self_contained import build_unet, build_vae
 from .student import make_student

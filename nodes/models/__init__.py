@@ -1,0 +1,1 @@
+"""What is loaded: weights, base, student, encoder."""

@@ -1,0 +1,1 @@
+"""What happens to a picture: stages, plan, run, colour, progress."""
