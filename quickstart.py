@@ -7,7 +7,6 @@ a per-user cache directory (set TADSR_CACHE for another place). Nothing else on 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ sys.path[:0] = [] if str(REPOSITORY) in sys.path else [str(REPOSITORY)]  # the p
 from host.cache import cache_directory  # noqa: E402
 from host.errors import HostError  # noqa: E402
 from host.interpreter import chosen_comfyui, prepare_comfyui, run_again  # noqa: E402
+from host.signals import end_in_order  # noqa: E402
 
 SAMPLE = REPOSITORY / "assets" / "sample.jpg"
 OUTPUT_FOLDER = "tadsr-output"
@@ -29,8 +29,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
     options = parse(arguments)
-    # A shell that starts jobs in the background makes them ignore SIGINT, which is how --keep-open ends.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_in_order()
     try:
         comfyui = chosen_comfyui()
         if comfyui is None:
@@ -75,16 +74,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def upscale_in(comfyui: Path, options: argparse.Namespace) -> None:
     """Starts ComfyUI, upscales the picture, prints where the results are; with --keep-open, waits for Ctrl-C."""
+    from host.pictures import open_picture
     from host.server import PACK_NAME, ComfyServer
-    from host.upscale import UpscaleRequest, open_picture, upscale
+    from host.upscale import UpscaleRequest, upscale
 
     picture = open_picture(options.image)  # before the wait for ComfyUI
-    request = UpscaleRequest(options.image, options.scale, options.timestep, make_room(options.output))
+    for note in picture.notes:
+        print(f"{options.image}: {note}")
+    output = make_room(options.output)
+    request = UpscaleRequest(picture, options.image.name, options.scale, options.timestep, output)
     base = cache_directory() / "quickstart" if options.keep_open else None
     print("Starting ComfyUI ...", flush=True)
     with ComfyServer(comfyui, base=base, cpu=None) as server:
         print(f"  ready after {server.startup_seconds:.0f} s at {server.url}")
-        print(f"Upscaling {options.image} ({picture.width}x{picture.height}) ...", flush=True)
+        print(f"Upscaling {options.image} ({picture.size[0]}x{picture.size[1]}) ...", flush=True)
         seconds = upscale(server, request)
         print(f"  done in {seconds:.1f} s\nResult:       {request.output}\nBefore/after: {request.sheet}", flush=True)
         if options.keep_open:

@@ -44,22 +44,37 @@ def exclusive(path: Path) -> Iterator[None]:
             _release(handle)
 
 
+def held_by_nobody(path: Path) -> bool:
+    """Returns whether no process holds the lock of `path` now."""
+    lock_file = path.with_name(path.name + ".lock")
+    if not lock_file.exists():
+        return True
+    with lock_file.open("a+b") as handle:
+        if not _try(handle):
+            return False
+        _release(handle)
+    return True
+
+
 if sys.platform == "win32":
     import msvcrt
     import time
 
     _POLL_SECONDS = 0.5
 
+    def _try(handle: IO[bytes]) -> bool:
+        try:
+            handle.seek(0)
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
     def _acquire(handle: IO[bytes], path: Path) -> None:
         announced = False
-        while True:
-            try:
-                handle.seek(0)
-                msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-                return
-            except OSError:
-                announced = announced or _announce(path)
-                time.sleep(_POLL_SECONDS)
+        while not _try(handle):
+            announced = announced or _announce(path)
+            time.sleep(_POLL_SECONDS)
 
     def _release(handle: IO[bytes]) -> None:
         handle.seek(0)
@@ -68,10 +83,15 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _acquire(handle: IO[bytes], path: Path) -> None:
+    def _try(handle: IO[bytes]) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            return False
+        return True
+
+    def _acquire(handle: IO[bytes], path: Path) -> None:
+        if not _try(handle):
             _announce(path)
             fcntl.flock(handle, fcntl.LOCK_EX)
 

@@ -3,79 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import HostError
+from .errors import HostError, ServerFault, Stopped
+from .prompt_run import Event, ExecutionFailed, Image, PromptRejected, PromptRun, WatchedPrompt
 
 HTTP_TIMEOUT_SECONDS = 60.0
 RUN_TIMEOUT_SECONDS = 600.0
+HEARTBEAT_SECONDS = 60.0  # a websocket whose other end has gone is noticed after this and half of it
+WATCH_SECONDS = 0.5
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HISTORY_TIMEOUT_SECONDS = 5.0  # the history entry appears just after execution_success is sent
-_FINAL_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
+BAD_REQUEST = 400
 
 Prompt = Mapping[str, Mapping[str, Any]]
-Image = Mapping[str, str]
-
-
-class PromptRejected(HostError):
-    """ComfyUI refused a prompt before running it (HTTP 400); `node_errors` is its own account."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self.node_errors: Mapping[str, Any] = body.get("node_errors") or {}
-        super().__init__(f"ComfyUI refused the workflow: {_rejection_text(body)}")
-
-
-class ExecutionFailed(HostError):
-    """A node raised an error, or the run was interrupted; `details` is ComfyUI's event."""
-
-    def __init__(self, details: Mapping[str, Any]) -> None:
-        self.details = details
-        self.message = str(details.get("exception_message", "interrupted")).strip()
-        super().__init__(f"Node {details.get('node_id')} ({details.get('node_type')}) failed: {self.message}")
-
-
-@dataclass(frozen=True)
-class Event:
-    """One websocket message: ComfyUI's type and data; previews have type "binary" and no data."""
-
-    type: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class PromptRun:
-    """A finished run: the outputs by node id, every event seen, and the time from sending to success."""
-
-    prompt_id: str
-    outputs: Mapping[str, Mapping[str, Any]]
-    events: tuple[Event, ...]
-    seconds: float
-
-    def images(self, node_id: str | None = None) -> list[Image]:
-        """Returns the images that the run saved, of one node or of all, as `ComfyClient.view` takes them."""
-        return [
-            image
-            for node, output in self.outputs.items()
-            if node_id in (None, node)
-            for image in output.get("images", ())
-        ]
 
 
 class ComfyClient:
-    """A client of the ComfyUI at `url`."""
+    """A client of the ComfyUI at `url`; `key` goes to it as a bearer token (for a proxy in front of it)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         # Loopback must not go through a proxy that the environment names.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.local = urllib.parse.urlsplit(self.url).hostname in LOOPBACK
+        proxies = [urllib.request.ProxyHandler({})] if self.local else []
+        self._opener = urllib.request.build_opener(*proxies)
 
     def get_bytes(self, path: str) -> bytes:
         """Returns the body of a GET request."""
@@ -83,7 +47,7 @@ class ComfyClient:
 
     def get_json(self, path: str) -> Any:
         """Returns the decoded JSON body of a GET request."""
-        return json.loads(self.get_bytes(path))
+        return self._decoded(path, self.get_bytes(path))
 
     def post_json(self, path: str, payload: Mapping[str, Any]) -> Any:
         """Posts JSON and returns the decoded JSON answer, or None for an empty one."""
@@ -91,27 +55,41 @@ class ComfyClient:
             self.url + path, json.dumps(payload).encode(), {"Content-Type": "application/json"}
         )
         body = self._open(request)
-        return json.loads(body) if body else None
+        return self._decoded(path, body) if body else None
 
     def object_info(self) -> dict[str, Any]:
         """Returns ComfyUI's description of every node, by node id."""
         return self.get_json("/object_info")
 
-    def upload(self, image: Path | bytes, name: str | None = None) -> str:
-        """Uploads an image into ComfyUI's input folder; returns the name that a LoadImage node takes."""
+    def upload(
+        self, image: Path | bytes, name: str | None = None, *, folder: str = "input", overwrite: bool = False
+    ) -> str:
+        """Uploads an image into ComfyUI's input (or temp) folder; returns the name that a LoadImage node takes."""
         content = image if isinstance(image, bytes) else image.read_bytes()
         file_name = name or (image.name if isinstance(image, Path) else f"{uuid.uuid4().hex}.png")
+        fields = {"type": folder, **({"overwrite": "true"} if overwrite else {})}
+        answer = self._post_form(fields, file_name, content)
+        path = "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
+        return path if folder == "input" else f"{path} [{folder}]"
+
+    def discard(self, image: Image) -> None:
+        """Empties a file that a run left on the server: the API can overwrite files, but not delete them."""
+        fields = {"type": image["type"], "subfolder": image["subfolder"], "overwrite": "true"}
+        self._post_form(fields, image["filename"], b"")
+
+    def _post_form(self, fields: Mapping[str, str], file_name: str, content: bytes) -> Any:
         boundary = uuid.uuid4().hex
-        head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
-            f'filename="{_quoted(file_name)}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        parts = [f'Content-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n' for key, value in fields.items()]
+        parts.append(
+            f'Content-Disposition: form-data; name="image"; filename="{_quoted(file_name)}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
         )
+        head = "".join(f"--{boundary}\r\n{part}" for part in parts)
         body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
         request = urllib.request.Request(  # noqa: S310
             self.url + "/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         )
-        answer = json.loads(self._open(request))
-        return "/".join(part for part in (answer["subfolder"], answer["name"]) if part)
+        return self._decoded("/upload/image", self._open(request))
 
     def view(self, image: Image) -> bytes:
         """Returns the file of one image of a run's outputs."""
@@ -122,18 +100,29 @@ class ComfyClient:
         """Asks ComfyUI to interrupt what it is running."""
         self.post_json("/interrupt", {})
 
+    def cancel(self, prompt_id: str) -> None:
+        """Takes a prompt out of the queue, or stops it if it is running; other people's prompts go on."""
+        self.post_json("/queue", {"delete": [prompt_id]})
+        self.post_json("/interrupt", {"prompt_id": prompt_id})
+
+    def forget(self, prompt_id: str) -> None:
+        """Removes a finished prompt from the server's history."""
+        self.post_json("/history", {"delete": [prompt_id]})
+
     def run(
         self,
         prompt: Prompt,
         on_event: Callable[[Event], None] | None = None,
         timeout: float = RUN_TIMEOUT_SECONDS,
         extra_data: Mapping[str, Any] | None = None,
+        stop: threading.Event | None = None,
     ) -> PromptRun:
         """Runs an API-format prompt to its end, following it on the websocket.
 
-        Raises PromptRejected, ExecutionFailed, or HostError after `timeout` seconds.
+        Raises PromptRejected, ExecutionFailed, ServerFault when the server breaks off or nothing has happened to the
+        prompt for `timeout` seconds while it ran, and Stopped once `stop` is set. What is given up is cancelled.
         """
-        return asyncio.run(self._run(prompt, on_event, timeout, extra_data or {}))
+        return asyncio.run(self._run(prompt, on_event, timeout, extra_data or {}, stop or threading.Event()))
 
     async def _run(
         self,
@@ -141,27 +130,71 @@ class ComfyClient:
         on_event: Callable[[Event], None] | None,
         timeout: float,
         extra_data: Mapping[str, Any],
+        stop: threading.Event,
     ) -> PromptRun:
         import aiohttp
 
         client_id, started = uuid.uuid4().hex, time.monotonic()
-        async with aiohttp.ClientSession() as session:
-            address = f"{self.url}/ws?clientId={client_id}"
-            async with session.ws_connect(address, max_msg_size=0) as socket:
+        options = {
+            "headers": self.headers,
+            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=HTTP_TIMEOUT_SECONDS),
+        }
+        try:
+            async with (
+                aiohttp.ClientSession(**options, trust_env=not self.local) as session,
+                session.ws_connect(
+                    f"{self.url}/ws?clientId={client_id}", max_msg_size=0, heartbeat=HEARTBEAT_SECONDS
+                ) as socket,
+            ):
                 payload = {"prompt": prompt, "client_id": client_id, "extra_data": extra_data}
-                async with session.post(self.url + "/prompt", json=payload) as response:
-                    body = await response.json()
-                    if response.status != 200:
-                        raise PromptRejected(body)
-                prompt_id = body["prompt_id"]
-                try:
-                    events = await asyncio.wait_for(_follow(socket, prompt_id, on_event), timeout)
-                except asyncio.TimeoutError as error:
-                    raise HostError(f"ComfyUI did not finish within {timeout:.0f} s.") from error
+                prompt_id = await self._submit(session, payload)
+                watched = WatchedPrompt(socket, prompt_id, on_event)
+                events = await self._watch(watched, timeout, stop)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            raise ServerFault(f"{self.url} broke off: {error or type(error).__name__}") from error
         if events[-1].type != "execution_success":
             raise ExecutionFailed(events[-1].data)
         seconds = time.monotonic() - started
         return PromptRun(prompt_id, self._outputs(prompt_id), tuple(events), seconds)
+
+    async def _submit(self, session: Any, payload: Mapping[str, Any]) -> str:
+        async with session.post(self.url + "/prompt", json=payload) as response:
+            content = await response.read()
+            if response.status not in (200, 400):
+                raise ServerFault(
+                    f"{self.url}/prompt answered {response.status}: {content[:500].decode(errors='replace')}"
+                )
+            body = self._decoded("/prompt", content)
+            if response.status == 400:
+                raise PromptRejected(body)
+            return body["prompt_id"]
+
+    async def _watch(self, watched: WatchedPrompt, timeout: float, stop: threading.Event) -> list[Event]:
+        following = asyncio.ensure_future(watched.follow())
+        try:
+            while not following.done():
+                await asyncio.wait({following}, timeout=WATCH_SECONDS)
+                if following.done():
+                    break
+                if stop.is_set():
+                    raise Stopped("stopped")
+                if watched.quiet_seconds() > timeout and not await asyncio.to_thread(self._is_waiting, watched):
+                    raise ServerFault(f"{self.url}: nothing happened to the prompt for {timeout:.0f} s")
+            return following.result()
+        except BaseException:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            with contextlib.suppress(HostError):
+                await asyncio.to_thread(self.cancel, watched.prompt_id)
+            raise
+
+    def _is_waiting(self, watched: WatchedPrompt) -> bool:
+        """Returns whether the prompt still stands in the queue, behind other people's."""
+        pending = self.get_json("/queue")["queue_pending"]
+        waiting = any(entry[1] == watched.prompt_id for entry in pending)
+        if waiting:
+            watched.last_event = time.monotonic()
+        return waiting
 
     def _outputs(self, prompt_id: str) -> Mapping[str, Mapping[str, Any]]:
         give_up_at = time.monotonic() + HISTORY_TIMEOUT_SECONDS
@@ -170,51 +203,31 @@ class ComfyClient:
             if entry is not None:
                 return entry["outputs"]
             time.sleep(0.02)
-        raise HostError(f"ComfyUI has no history of prompt {prompt_id}, though it reported success.")
+        raise ServerFault(f"{self.url} has no history of prompt {prompt_id}, though it reported success.")
 
     def _open(self, request: urllib.request.Request) -> bytes:
+        for name, value in self.headers.items():
+            request.add_unredirected_header(name, value)  # the key is for this server alone
         try:
             with self._opener.open(request, timeout=HTTP_TIMEOUT_SECONDS) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
             detail = error.read().decode(errors="replace")[:500]
-            raise HostError(f"{request.full_url} answered {error.code}: {detail}") from error
+            kind = HostError if error.code == BAD_REQUEST else ServerFault
+            raise kind(f"{request.full_url} answered {error.code}: {detail}") from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ServerFault(f"{self.url} does not answer: {reason or type(error).__name__}") from error
 
-
-async def _follow(
-    socket: Any,
-    prompt_id: str,
-    on_event: Callable[[Event], None] | None,
-) -> list[Event]:
-    """Returns the events of a websocket up to the final one of `prompt_id`."""
-    events: list[Event] = []
-    async for message in socket:
-        event = _event(message.data)
-        events.append(event)
-        if on_event is not None:
-            on_event(event)
-        if event.type in _FINAL_EVENTS and event.data.get("prompt_id") == prompt_id:
-            return events
-    raise HostError("ComfyUI closed the connection before the run ended.")
-
-
-def _event(data: str | bytes) -> Event:
-    if not isinstance(data, str):
-        return Event("binary", {})
-    content = json.loads(data)
-    return Event(content["type"], content.get("data") or {})
+    def _decoded(self, path: str, body: bytes) -> Any:
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise ServerFault(
+                f"{self.url}{path} answered {body[:60]!r}, which is not JSON: is it a ComfyUI?"
+            ) from error
 
 
 def _quoted(file_name: str) -> str:
     """Returns a file name as browsers write it in a multipart header."""
     return file_name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _rejection_text(body: Mapping[str, Any]) -> str:
-    """Returns one line for each thing that ComfyUI's validation found wrong."""
-    lines = [
-        f"node {node} ({found.get('class_type')}): {error.get('message')}: {error.get('details')}"
-        for node, found in (body.get("node_errors") or {}).items()
-        for error in found.get("errors", ())
-    ]
-    return "; ".join(lines) or str((body.get("error") or {}).get("message") or body)

@@ -1,7 +1,8 @@
 """Runs ComfyUI's main.py with the import shim installed: `python launcher.py COMFYUI_DIR [flags ...]`.
 
 Started as a script, so its folder is `sys.path[0]`: that entry must go, because modules here (`server`) have
-the names of ComfyUI's own. The server stops by itself when the process that started it dies.
+the names of ComfyUI's own. The server stops by itself when the process that started it dies: that one holds the
+other end of its standard input, which the operating system closes then, whenever it is.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import threading
 import time
 from pathlib import Path
 
-PARENT_CHECK_SECONDS = 2.0
+PATIENCE_SECONDS = 5.0  # between two interrupts, and before the end by force
+INTERRUPTS = 3
 
 
 def main() -> None:
     """Replaces this script by ComfyUI's main.py in the current process."""
     comfyui, *flags = sys.argv[1:]
     _install_shim()
-    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_stop_with_parent, args=(os.dup(0),), daemon=True).start()
     script = str(Path(comfyui) / "main.py")
     # A shell that starts jobs in the background makes them ignore SIGINT, which is how this one is stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,13 +43,14 @@ def _install_shim() -> None:
     module.install()
 
 
-def _stop_with_parent(parent: int) -> None:
-    """Interrupts this process once its parent has gone (POSIX hands the child to another parent then)."""
-    while os.name == "posix":
-        time.sleep(PARENT_CHECK_SECONDS)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGINT)
-            return
+def _stop_with_parent(pipe: int) -> None:
+    """Interrupts this process once the other end of the pipe is closed, and ends it if that is not enough."""
+    while os.read(pipe, 1):
+        pass
+    for _ in range(INTERRUPTS):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(PATIENCE_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .base_folders import TemporaryBase
 from .client import ComfyClient
 from .commands import clean_environment
-from .errors import HostError
+from .errors import HostError, ServerFault
+from .prompt_run import Image
 
 PACK = Path(__file__).resolve().parent.parent
 PACK_NAME = "tadsr"  # the folder name in custom_nodes, and so in addresses and templates
@@ -49,8 +50,8 @@ class ComfyServer(ComfyClient):
         super().__init__(f"http://127.0.0.1:{_free_port()}")
         self.comfyui, self.python = Path(comfyui), str(python)
         self.cpu, self.flags, self.start_timeout = cpu, tuple(flags), start_timeout
-        self._temporary = tempfile.TemporaryDirectory(prefix="tadsr-") if base is None else None
-        self.base = Path(self._temporary.name if self._temporary else base or "").resolve()
+        self._temporary = TemporaryBase() if base is None else None
+        self.base = self._temporary.path if self._temporary else Path(base or "").resolve()
         self.log_path = self.base / "server.log"
         self.startup_seconds = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,6 +70,11 @@ class ComfyServer(ComfyClient):
         """Returns whether the server's process is alive."""
         return self._process is not None and self._process.poll() is None
 
+    def discard(self, image: Image) -> None:
+        """Removes a file that a run left."""
+        folder = self.base / image["type"]
+        (folder / image["subfolder"] / image["filename"]).unlink(missing_ok=True)
+
     def __enter__(self) -> ComfyServer:
         for folder in _FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,7 @@ class ComfyServer(ComfyClient):
                 self._command(),
                 cwd=self.base,
                 env=clean_environment(NO_COLOR="1"),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed when this process dies, which ends the server
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -112,9 +118,11 @@ class ComfyServer(ComfyClient):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
         unlink_pack(self.base / "custom_nodes" / PACK_NAME)
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.close()
 
     def _command(self) -> list[str]:
         launcher = Path(__file__).with_name("launcher.py")
@@ -135,7 +143,7 @@ class ComfyServer(ComfyClient):
             try:
                 self.get_json("/system_stats")
                 return
-            except OSError:
+            except ServerFault:
                 if time.monotonic() - started > self.start_timeout:
                     raise HostError(
                         f"ComfyUI was not ready within {self.start_timeout:.0f} s. Its last lines:\n{self._log_tail()}"

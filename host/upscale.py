@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import io
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from .carrier import carrier
 from .client import ComfyClient
-from .errors import HostError
+from .pictures import Picture, as_image
 from .progress import ProgressLine
+from .results import Finish, finished
 from .sheet import before_after_sheet
+from .transfer import Transfer, can_write_16_bits
 from .workflow import load_workflow, with_inputs
+
+SHOWN_GROUND = "white"  # transparency on the sheet is laid on it
 
 
 @dataclass(frozen=True)
 class UpscaleRequest:
     """What to upscale, how, and where the result and the sheet go."""
 
-    image: Path
+    picture: Picture
+    name: str
     scale: float
     timestep: int
     output: Path
@@ -30,47 +37,30 @@ class UpscaleRequest:
         return self.output.with_name(f"{self.output.stem}-sheet.png")
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Returns the picture as it is meant to be seen (EXIF rotation applied); raises HostError if it is none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError as error:
-        raise HostError(f"{path} is not a picture that can be read (PNG, JPEG, WebP, TIFF, BMP ...).") from error
-    except OSError as error:
-        raise HostError(f"{path} cannot be read: {error}") from error
-
-
 def upscale(client: ComfyClient, request: UpscaleRequest) -> float:
     """Runs the shipped workflow on the picture, writes both files, and returns the seconds ComfyUI took.
 
+    The result keeps the picture's alpha, EXIF and colour profile, and 16 bits in a PNG.
     Raises HostError with ComfyUI's own message when the workflow is refused or fails.
     """
-    before = open_picture(request.image)
-    prompt = with_inputs(
-        load_workflow(),
-        {
-            "LoadImage": {"image": client.upload(request.image)},
-            "TADSRUpscale": {"scale": request.scale, "timestep": request.timestep},
-        },
-    )
-    run = client.run(prompt, ProgressLine(prompt))
-    content = client.view(run.images()[0])
-    after = Image.open(io.BytesIO(content))
-    save_picture(content, request.output)
-    enlarged = before.convert("RGB").resize(after.size, Image.Resampling.LANCZOS)
+    settings = {"scale": request.scale, "timestep": request.timestep}
+    carried = carrier(with_inputs(load_workflow(), {"TADSRUpscale": settings}))
+    transfer = Transfer(client, carried, f"quickstart-{uuid.uuid4().hex}", deep=can_write_16_bits(client))
+    finish = Finish(request.output.suffix)
+    shown = ProgressLine(carried.prompt)
+    png, run = transfer.run(request.picture, deep_result=finish.kind.deep, on_event=shown)
+    content = finished(png, request.picture, finish, carried.described(request.name))
+    request.output.write_bytes(content)
+    before, after = _shown(as_image(request.picture.pixels)), _shown(Image.open(io.BytesIO(content)))
+    enlarged = before.resize(after.size, Image.Resampling.LANCZOS)
     labels = (f"Lanczos {request.scale:g}x", f"TADSR {request.scale:g}x, timestep {request.timestep}")
     before_after_sheet(list(zip(labels, (enlarged, after), strict=True))).save(request.sheet)
     return run.seconds
 
 
-def save_picture(png: bytes, path: Path) -> None:
-    """Writes a PNG to `path`: as it is for a .png (its metadata hold the workflow), else converted."""
-    if path.suffix.lower() == ".png":
-        path.write_bytes(png)
-        return
-    picture = Image.open(io.BytesIO(png))
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        picture = picture.convert("RGB")
-    picture.save(path, quality=95)
+def _shown(image: Image.Image) -> Image.Image:
+    """Returns RGB to look at: transparency on white, 16 bits as 8."""
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256).convert("L")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, SHOWN_GROUND), image).convert("RGB")
