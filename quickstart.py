@@ -91,7 +91,7 @@ def upscale_in(comfyui: Path, options: argparse.Namespace) -> None:
         seconds = upscale(server, request)
         print(f"  done in {seconds:.1f} s\nResult:       {request.output}\nBefore/after: {request.sheet}", flush=True)
         if options.keep_open:
-            address = f"{server.url}/?template=tadsr_upscale&source={PACK_NAME}"
+            address = f"{server.url}/?template=super-resolution-upscale-photo&source={PACK_NAME}"
             print(f"ComfyUI:      {address}\nIts files:    {server.base}\nPress Ctrl-C to stop it.", flush=True)
             while server.is_running():
                 time.sleep(1)

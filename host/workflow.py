@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import HostError
 
-UPSCALE_WORKFLOW = Path(__file__).resolve().parent.parent / "workflows" / "api" / "upscale.json"
+UPSCALE_WORKFLOW = Path(__file__).resolve().parent.parent / "example_workflows" / "api" / "upscale.json"
 
 Prompt = dict[str, dict[str, Any]]
 

@@ -10,6 +10,7 @@ from .load_model import TADSRModelLoader
 from .match import TADSRFinish
 from .models.folders import register_weights_folder
 from .one_step import TADSROneStep
+from .sample import place_sample
 from .upscale import TADSRUpscale
 
 
@@ -18,6 +19,7 @@ class TADSRExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         register_weights_folder()
+        place_sample()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [TADSRModelLoader, TADSRUpscale, TADSREncode, TADSROneStep, TADSRFinish, TADSREstimate]

@@ -50,13 +50,10 @@ class TADSRUpscale(io.ComfyNode):
             description="Upscales and restores photographs in one diffusion step; the timestep sets how "
             "faithful or how detailed the result is.",
             search_aliases=[
-                "upscale",
-                "super resolution",
-                "restore",
-                "enhance",
-                "enlarge image",
-                "tadsr",
-                "sr",
+                *("upscale", "upscaler", "upscale image", "upscale photo", "image upscale", "enlarge image"),
+                *("2x", "4x", "8x", "4k", "super resolution", "super-resolution", "sr", "tadsr", "one step"),
+                *("restore", "photo restoration", "enhance", "sharpen", "deblur", "denoise", "unblur"),
+                *("high resolution", "hires", "old photo", "jpeg artefacts"),
             ],
             inputs=[
                 io.Model.Input("model"),

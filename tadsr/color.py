@@ -16,6 +16,8 @@ VARIANCE_EPS = 1e-5  # added to the variance inside the square root (behaviour o
 WAVELET_LEVELS = 5  # dilations 1, 2, 4, 8, 16 (behaviour of the official code)
 WAVELET_REACH = 2**WAVELET_LEVELS - 1  # pixels that a pixel's low band depends on, to each side
 WAVELET_KERNEL = (1.0, 2.0, 1.0)  # its outer product over 16
+SRGB_TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))  # IEC 61966-2-1
+LAB_EDGE = 6 / 29  # below it Lab is linear (CIE 15)
 NEUTRAL_TOLERANCE = 1e-4  # a picture whose channels differ by less is grey: 1/40 of an 8-bit step
 
 
@@ -68,6 +70,46 @@ def wavelet_low(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
         padded = F.pad(image, (dilation,) * 4, mode="replicate")
         image = F.conv2d(padded, kernel, groups=channels, dilation=dilation)
     return image
+
+
+def match_lab(result: Tensor, reference: Tensor) -> Tensor:
+    """Returns `result` with the mean and standard deviation of `reference` in CIE Lab, clamped to [0, 1].
+
+    Reinhard et al., "Color Transfer between Images" (2001), in CIE Lab: lightness and colour do not mix, as they do
+    in the three channels of RGB.
+    """
+    return lab_to_rgb(match_adain(rgb_to_lab(result), rgb_to_lab(reference)))
+
+
+def rgb_to_lab(image: Tensor) -> Tensor:
+    """Returns sRGB in [0, 1], clamped to it, as CIE Lab over 100: L in [0, 1], a and b about -1..1.
+
+    image: (B, 3, H, W). White is D65 (IEC 61966-2-1, CIE 15).
+    """
+    image = image.clamp(0.0, 1.0)
+    linear = torch.where(image > 0.04045, ((image + 0.055) / 1.055) ** 2.4, image / 12.92)
+    xyz = torch.einsum("ij,bjhw->bihw", _xyz_matrix(image), linear)
+    x, y, z = torch.where(xyz > LAB_EDGE**3, xyz.clamp_min(1e-12) ** (1 / 3), xyz / (3 * LAB_EDGE**2) + 4 / 29).unbind(
+        1
+    )
+    return torch.stack([1.16 * y - 0.16, 5.0 * (x - y), 2.0 * (y - z)], dim=1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """Returns CIE Lab over 100 as sRGB, clamped to [0, 1]; the inverse of `rgb_to_lab`."""
+    lightness, a, b = lab.unbind(1)
+    y = (lightness + 0.16) / 1.16
+    root = torch.stack([y + a / 5.0, y, y - b / 2.0], dim=1)
+    xyz = torch.where(root > LAB_EDGE, root**3, (root - 4 / 29) * (3 * LAB_EDGE**2))
+    linear = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_xyz_matrix(lab)), xyz).clamp(0.0, 1.0)
+    curved = 1.055 * linear.clamp_min(1e-12) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, curved, linear * 12.92).clamp(0.0, 1.0)
+
+
+def _xyz_matrix(like: Tensor) -> Tensor:
+    """Returns the matrix from linear sRGB to XYZ in units of its white, so that white is (1, 1, 1)."""
+    matrix = torch.tensor(SRGB_TO_XYZ, dtype=torch.float64)
+    return (matrix / matrix.sum(1, keepdim=True)).to(like)
 
 
 def keep_result(result: Tensor, reference: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Images are (B, C, H, W).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,37 +14,75 @@ from torch.nn import functional as F
 
 MIN_SCALE, MAX_SCALE = 1.0, 8.0  # the enlargements offered; the method was trained for 4 (paper, section 4.1)
 DEFAULT_SCALE = 4.0  # paper, section 4.1
+MEGAPIXEL = 1e6  # pixels
 MAX_SIDE = 16384  # ComfyUI's MAX_RESOLUTION
 MIN_SAMPLE_SIDE = 8  # latent pixels: the SD 2.1 UNet halves them three times
 MIN_NETWORK_SIDE = 64  # 8x VAE, then three halvings in the SD 2.1 UNet: one pixel is left at the bottom
 
 
 def target_size(
-    height: int, width: int, *, scale: float = DEFAULT_SCALE, target: tuple[int, int] = (0, 0)
+    height: int,
+    width: int,
+    *,
+    scale: float = DEFAULT_SCALE,
+    target: tuple[int, int] = (0, 0),
+    longest_side: int = 0,
+    shortest_side: int = 0,
+    megapixels: float = 0.0,
 ) -> tuple[int, int]:
     """Returns the (height, width) of the result for an input of height x width pixels.
 
-    target: exact (height, width); a side of 0 follows from the other one in the input's proportions, and with
-    both 0 the size is `scale` times the input's, rounded. Raises ValueError for what is out of range.
+    target: exact (height, width); a side of 0 follows from the other one in the input's proportions. longest_side,
+    shortest_side, in pixels, and megapixels, in millions of pixels, keep the proportions, too. With all of them 0 the
+    size is `scale` times the input's, rounded. Raises ValueError for two sizes at once, and for what is out of range.
     """
     if height < 1 or width < 1:
         raise ValueError(f"image is {width}x{height} pixels; accepted are images of at least 1x1 pixel")
-    target_height, target_width = target
-    if target_height or target_width:
+    sides = {"longest_side": longest_side, "shortest_side": shortest_side, "megapixels": megapixels}
+    given = {name: value for name, value in sides.items() if value}
+    exact = {name: value for name, value in (("width", target[1]), ("height", target[0])) if value}
+    if len(given) > 1 or (given and exact):
+        wanted = ", ".join(f"{name} {value:g}" for name, value in {**given, **exact}.items())
+        raise ValueError(
+            f"the size of the result is given in several ways: {wanted}; accepted is one of them, with the others at 0"
+        )
+    if exact:
         size = (
-            target_height or max(1, round(height * target_width / width)),
-            target_width or max(1, round(width * target_height / height)),
+            target[0] or max(1, round(height * target[1] / width)),
+            target[1] or max(1, round(width * target[0] / height)),
         )
     else:
-        if not MIN_SCALE <= scale <= MAX_SCALE:
-            raise ValueError(f"scale is {scale:g}; accepted are {MIN_SCALE:g}..{MAX_SCALE:g}")
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        size = _scaled(height, width, _factor(height, width, scale, **sides))
     if not all(1 <= side <= MAX_SIDE for side in size):
         raise ValueError(
             f"the result would be {size[1]}x{size[0]} pixels; accepted are sides of 1..{MAX_SIDE} pixels. "
             f"The input is {width}x{height}: choose a smaller scale or target size"
         )
     return size
+
+
+def _factor(
+    height: int, width: int, scale: float, *, longest_side: int, shortest_side: int, megapixels: float
+) -> float:
+    """Returns the enlargement of both sides."""
+    if min(longest_side, shortest_side, megapixels) < 0 or not math.isfinite(megapixels):
+        raise ValueError(
+            f"longest_side is {longest_side}, shortest_side {shortest_side} and megapixels {megapixels:g}; accepted "
+            f"are sides of 1..{MAX_SIDE} pixels, megapixels above 0, and 0 for what is not used"
+        )
+    if longest_side:
+        return longest_side / max(height, width)
+    if shortest_side:
+        return shortest_side / min(height, width)
+    if megapixels:
+        return math.sqrt(megapixels * MEGAPIXEL / (height * width))
+    if not MIN_SCALE <= scale <= MAX_SCALE:
+        raise ValueError(f"scale is {scale:g}; accepted are {MIN_SCALE:g}..{MAX_SCALE:g}")
+    return scale
+
+
+def _scaled(height: int, width: int, factor: float) -> tuple[int, int]:
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def crop_to_shape(image: Tensor, size: tuple[int, int]) -> Tensor:

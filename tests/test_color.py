@@ -13,9 +13,12 @@ from tadsr.color import (
     colours,
     estimated_colours,
     is_neutral,
+    lab_to_rgb,
     match_adain,
     match_colours,
+    match_lab,
     match_wavelet,
+    rgb_to_lab,
     to_neutral,
     wavelet_low,
 )
@@ -72,6 +75,33 @@ def test_every_size_is_finite_and_a_picture_matches_itself(method: str, size: tu
     match = COLOUR_MATCHES[method]
     assert torch.allclose(match(picture, picture), picture, atol=1e-5)
     assert match(flat, picture).isfinite().all()
+
+
+# Published values of CIE Lab for sRGB primaries, D65 (Lindbloom's calculator)
+@pytest.mark.parametrize(
+    ("rgb", "lab"),
+    [
+        ((1.0, 1.0, 1.0), (100.0, 0.0, 0.0)),
+        ((1.0, 0.0, 0.0), (53.24, 80.09, 67.20)),
+        ((0.0, 1.0, 0.0), (87.73, -86.18, 83.18)),
+        ((0.0, 0.0, 1.0), (32.30, 79.19, -107.86)),
+        ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+    ],
+)
+def test_lab_of_the_primaries_and_back(rgb: tuple[float, ...], lab: tuple[float, ...]) -> None:
+    colour = torch.tensor(rgb).view(1, 3, 1, 1)
+    found = rgb_to_lab(colour) * 100
+    assert torch.allclose(found.flatten(), torch.tensor(lab), atol=0.05)
+    assert torch.allclose(lab_to_rgb(found / 100), colour, atol=1e-5)
+
+
+def test_lab_takes_over_lightness_and_colour_without_mixing_them() -> None:
+    result, reference = _pictures()
+    matched = rgb_to_lab(match_lab(0.4 + 0.2 * result, reference))
+    wanted = rgb_to_lab(reference)
+    assert torch.allclose(matched.mean((-2, -1)), wanted.mean((-2, -1)), atol=5e-3)  # what leaves sRGB is clamped
+    grey = to_neutral(reference)
+    assert is_neutral(match_lab(to_neutral(result), grey)), "grey stays grey"
 
 
 def test_neutral_pictures_are_recognised_and_made() -> None:

@@ -54,6 +54,33 @@ def test_scale_out_of_range_is_named(scale: float) -> None:
         target_size(10, 10, scale=scale)
 
 
+def test_sides_and_megapixels_keep_the_proportions_and_are_exact() -> None:
+    assert target_size(100, 150, longest_side=2048) == (1365, 2048)
+    assert target_size(150, 100, longest_side=2047) == (2047, 1365)
+    assert target_size(100, 150, shortest_side=1081) == (1081, 1622)
+    assert target_size(1000, 1500, longest_side=750) == (500, 750), "smaller than the input is a size, too"
+    assert target_size(100, 100, megapixels=4.0) == (2000, 2000)
+    height, width = target_size(1333, 777, megapixels=8.3)
+    assert abs(height * width / 8.3e6 - 1) < 1e-3
+    assert target_size(1, 1000, longest_side=100) == (1, 100)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        ({"longest_side": 16385}, r"16385x10923 pixels; accepted are sides of 1\.\.16384"),
+        ({"shortest_side": -1}, r"shortest_side -1 and"),
+        ({"megapixels": 1e6}, r"accepted are sides of 1\.\.16384"),
+        ({"megapixels": float("nan")}, "megapixels nan; accepted"),
+        ({"longest_side": 2000, "target": (0, 1000)}, "longest_side 2000, width 1000; accepted is one of them"),
+        ({"shortest_side": 500, "megapixels": 2.0}, "shortest_side 500, megapixels 2; accepted is one of them"),
+    ],
+)
+def test_sizes_that_cannot_be_are_said(wanted: dict, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        target_size(100, 150, **wanted)
+
+
 def test_too_large_a_result_names_the_limit() -> None:
     with pytest.raises(ValueError, match=r"24000x8 pixels; accepted are sides of 1\.\.16384"):
         target_size(1, 3000, scale=8.0)

@@ -1,4 +1,4 @@
-"""The shipped workflow in ComfyUI's real page, in headless Chromium: open the template, press Run, see the picture."""
+"""The shipped workflows in ComfyUI's real page, in headless Chromium: open each, press Run, see the picture."""
 
 from __future__ import annotations
 
@@ -6,123 +6,119 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from host.browser import BROWSER_VARIABLE, find_browser
 from host.cache import cache_directory
-from host.server import PACK_NAME, ComfyServer
+from host.page import found_by_search, load_graph, open_page, outputs_of, press_run, running_browser, to_prompt
+from host.server import PACK, PACK_NAME, ComfyServer
+from host.workflow import load_workflow
+from scripts.make_workflows import pack_version
+from scripts.workflows import SAMPLE, WORKFLOWS
 
-TEMPLATE = "tadsr_upscale"
-# No first-run dialogs; a page that starts empty instead of with the last workflow.
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Workflow.Persist": False,
-    "Comfy.Notification.ShowVersionUpdates": False,
-}
-# A browser that a root user may start without a display, and that asks nothing of the network by itself.
-BROWSER_FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-PAGE_TIMEOUT_MS = 120_000
-RUN_TIMEOUT_MS = 300_000
+TEMPLATE = "super-resolution-upscale-photo"
+FOLDER = PACK / "example_workflows"
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 @pytest.fixture(scope="module")
-def browser_path() -> Path:
+def browser() -> Iterator[Browser]:
+    """A headless browser; without one the tests are skipped, but in CI they fail."""
     path = find_browser()
-    if path is not None:
-        return path
-    reason = f"no Chromium, Chrome or Edge was found; install one, or name one with {BROWSER_VARIABLE}"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    if path is None:
+        reason = f"no Chromium, Chrome or Edge was found; install one, or name one with {BROWSER_VARIABLE}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with running_browser(path) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def picture(comfy_server: ComfyServer, photo: Path) -> str:
-    """The name of a small picture in ComfyUI's input folder, there before the page asks what is in it."""
-    content = io.BytesIO()
-    Image.open(photo).crop((0, 0, 64, 48)).save(content, "PNG")
-    return comfy_server.upload(content.getvalue(), "on-the-page.png")
+def page(browser: Browser, comfy_server: ComfyServer) -> Page:
+    """ComfyUI's page with the first template opened by its address, as quickstart.py prints it."""
+    page = open_page(browser, comfy_server, f"?template={TEMPLATE}&source={PACK_NAME}")
+    page.wait_for_function("count => app.graph._nodes.length === count", arg=len(shipped(TEMPLATE)["nodes"]))
+    return page
 
 
-@pytest.fixture
-def page(browser_path: Path, comfy_server: ComfyServer, picture: str) -> Iterator[Page]:
-    """ComfyUI's page with the shipped template opened by its address, as quickstart.py prints it."""
-    settings = comfy_server.base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(SETTINGS))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(browser_path), args=BROWSER_FLAGS)
-        page = browser.new_page(viewport={"width": 1500, "height": 850})
-        page.set_default_timeout(PAGE_TIMEOUT_MS)
-        page.goto(f"{comfy_server.url}/?template={TEMPLATE}&source={PACK_NAME}", wait_until="domcontentloaded")
-        # `!!`: the last value is a class, which must not be handed to Python.
-        page.wait_for_function(
-            "!!(window.app && app.vueAppReady && app.graph && LiteGraph.registered_node_types.TADSRUpscale)"
-        )
-        yield page
-        browser.close()
+def shipped(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def shipped(repository: Path) -> dict[str, Any]:
-    return json.loads((repository / "workflows" / f"{TEMPLATE}.json").read_text(encoding="utf-8"))
+def node_id(name: str, key: str) -> int:
+    return list(WORKFLOWS[name].nodes).index(key) + 1
 
 
-def wait_for_template(page: Page, workflow: dict[str, Any]) -> None:
-    page.wait_for_function("count => app.graph._nodes.length === count", arg=len(workflow["nodes"]))
+def picture(server: ComfyServer, item: dict[str, str]) -> Image.Image:
+    return Image.open(io.BytesIO(server.view(item)))
 
 
-def test_template_opens_with_every_node_known(page: Page, repository: Path) -> None:
-    workflow = shipped(repository)
-    wait_for_template(page, workflow)
-    types = sorted(node["type"] for node in workflow["nodes"])
-    assert page.evaluate("app.graph._nodes.map(node => node.type).sort()") == types
-    assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
-    unknown = page.evaluate("types => types.filter(type => !LiteGraph.registered_node_types[type])", types)
-    assert unknown == [], "the page does not know these nodes"
+def test_every_workflow_has_a_description_a_twin_and_a_thumbnail() -> None:
+    assert sorted(WORKFLOWS) == SHIPPED
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == [*SHIPPED, "upscale"]
+    assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == SHIPPED
+    for name in SHIPPED:
+        assert name == name.lower() and name.replace("-", "").isalnum(), "an address can open it"
+        with Image.open(FOLDER / f"{name}.jpg") as thumbnail:
+            assert thumbnail.size == (512, 512)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_nodes_say_which_pack_and_version_they_come_from(name: str) -> None:
+    for node in shipped(name)["nodes"]:
+        ours = node["type"].startswith("TADSR")
+        assert node["properties"]["cnr_id"] == (PACK_NAME if ours else "comfy-core")
+        if ours:
+            assert node["properties"]["ver"] == pack_version(), "run scripts/make_workflows.py"
+
+
+def test_the_first_template_runs_as_it_is(page: Page, comfy_server: ComfyServer) -> None:
+    """The first five minutes: the template opens with a photograph that is there, and Run makes the picture."""
+    assert (comfy_server.base / "input" / SAMPLE).is_file()
     assert "Missing" not in page.locator("body").inner_text()
-
-
-def test_template_means_what_the_api_workflow_says(page: Page, repository: Path) -> None:
-    """The page's own conversion of the template gives the nodes, links and values of workflows/api/upscale.json."""
-    wait_for_template(page, shipped(repository))
-    converted = page.evaluate("async () => (await app.graphToPrompt()).output")
-    expected = json.loads((repository / "workflows" / "api" / "upscale.json").read_text(encoding="utf-8"))
-    assert {key: node["class_type"] for key, node in converted.items()} == {
-        key: node["class_type"] for key, node in expected.items()
-    }
-    for key, node in expected.items():
-        for name, value in node["inputs"].items():
-            # The example picture that ComfyUI ships is large: the template enlarges it less.
-            wanted = 2 if name == "scale" else value
-            assert converted[key]["inputs"][name] == wanted, f"{node['class_type']}.{name}"
-
-
-def test_run_button_makes_the_picture_and_shows_it(
-    page: Page, comfy_server: ComfyServer, repository: Path, picture: str
-) -> None:
-    wait_for_template(page, shipped(repository))
-    choose_picture(page, picture)
     press_run(page)
-    page.wait_for_function("!!(app.nodeOutputs['4'] || {}).images")
-    (image,) = page.evaluate("app.nodeOutputs['4'].images")
-    assert Image.open(io.BytesIO(comfy_server.view(image))).size == (128, 96)
-    page.wait_for_function("(app.graph.getNodeById(4).imgs || []).some(img => img.naturalWidth === 128)")
-    assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
+    (image,) = outputs_of(page, node_id(TEMPLATE, "save"))["images"]
+    assert picture(comfy_server, image).size == (960, 640)
+    (sides,) = outputs_of(page, node_id(TEMPLATE, "preview"))["images"]
+    assert picture(comfy_server, sides).height == 640 and picture(comfy_server, sides).width > 1900
+    shown = "id => (app.graph.getNodeById(id).imgs || []).some(img => img.naturalWidth === 960)"
+    page.wait_for_function(shown, arg=node_id(TEMPLATE, "save"))
     page.screenshot(path=str(cache_directory() / "page.png"))
 
 
-def test_an_estimate_is_shown_on_its_node(page: Page, repository: Path, picture: str) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_workflow_opens_means_what_its_twin_says_and_runs(page: Page, comfy_server: ComfyServer, name: str) -> None:
+    workflow = shipped(name)
+    load_graph(page, workflow)
+    types = {node["type"] for node in workflow["nodes"]}
+    unknown = page.evaluate("types => types.filter(type => !LiteGraph.registered_node_types[type])", sorted(types))
+    assert unknown == [], "the page does not know these nodes"
+    twin = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    assert to_prompt(page) == twin, "the twin is stale: run scripts/make_workflows.py"
+    if WORKFLOWS[name].runs_as_shipped:
+        press_run(page)
+        assert outputs_of(page, node_id(name, WORKFLOWS[name].after))["images"]
+        assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
+
+
+def test_the_plain_api_workflow_is_the_first_template_without_its_comparison() -> None:
+    twin = json.loads((FOLDER / "api" / f"{TEMPLATE}.json").read_text(encoding="utf-8"))
+    plain = load_workflow()
+    for node in plain.values():
+        (same,) = [other for other in twin.values() if other["class_type"] == node["class_type"]]
+        links = {key for key, value in node["inputs"].items() if isinstance(value, list)}
+        for key in node["inputs"].keys() - links - {"image"}:
+            assert node["inputs"][key] == same["inputs"][key], f"{node['class_type']}.{key}"
+
+
+def test_an_estimate_is_shown_on_its_node(page: Page) -> None:
     """As a user does who adds the node to the template and connects it to the loader and the picture."""
-    wait_for_template(page, shipped(repository))
-    choose_picture(page, picture)
+    load_graph(page, shipped(TEMPLATE))
     page.evaluate(
         """() => { const estimate = LiteGraph.createNode('TADSREstimate');
         app.graph.add(estimate);
@@ -136,29 +132,43 @@ def test_an_estimate_is_shown_on_its_node(page: Page, repository: Path, picture:
     )
     press_run(page)
     shown = """() => app.graph._nodes.find(node => node.type === 'TADSREstimate').widgets
-        .map(widget => String(widget.value)).find(text => text.includes('256x192'))"""
+        .map(widget => String(widget.value)).find(text => text.includes('960x640'))"""
     page.wait_for_function(shown)
     text = page.evaluate(shown)
     assert "MB" in text and "second" in text, text
     page.screenshot(path=str(cache_directory() / "page-estimate.png"))
 
 
-def press_run(page: Page) -> None:
-    """Presses Run and waits until the workflow has run without an error."""
-    page.evaluate(
-        """() => { window.ended = [];
-        for (const kind of ['execution_success', 'execution_error'])
-            app.api.addEventListener(kind, event => ended.push([kind, event.detail.exception_message])); }"""
-    )
-    page.get_by_test_id("queue-button").first.click()
-    page.wait_for_function("ended.length > 0", timeout=RUN_TIMEOUT_MS)
-    assert page.evaluate("ended[0]")[0] == "execution_success", page.evaluate("ended[0]")
+def test_the_classic_page_hides_the_advanced_inputs_and_shows_them_on_wish(page: Page) -> None:
+    load_graph(page, shipped(TEMPLATE))
+    shown = """() => { const node = app.graph._nodes.find(node => node.type === 'TADSRUpscale');
+        return node.widgets.filter(widget => node.isWidgetVisible(widget)).map(widget => widget.name); }"""
+    assert page.evaluate(shown) == ["timestep", "scale", "color_match"]
+    page.evaluate("app.graph._nodes.find(node => node.type === 'TADSRUpscale').toggleAdvanced()")
+    assert {"seed", "tile", "preview_size"} < set(page.evaluate(shown))
 
 
-def choose_picture(page: Page, name: str) -> None:
-    """Chooses an uploaded picture in the LoadImage node, as its drop-down does."""
-    page.evaluate(
-        """name => { const widget = app.graph.getNodeById(1).widgets.find(widget => widget.name === 'image');
-        widget.value = name; if (widget.callback) widget.callback(name); }""",
-        name,
-    )
+# "tadsr" and "sr" find all nodes of the pack, but the page orders those by the length of their ids.
+WORDS = ("4x", "2x", "upscaler", "upscale", "deblur", "denoise", "sharpen", "photo restoration", "super resolution")
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_the_node_search_finds_the_all_in_one_node_first_of_ours(page: Page, words: str) -> None:
+    ours = [name for name in found_by_search(page, words) if name.startswith("TADSR")]
+    assert ours[:1] == ["TADSRUpscale"], ours
+
+
+@pytest.mark.parametrize("words", ["tadsr", "sr"])
+def test_the_pack_s_own_name_finds_all_its_nodes(page: Page, words: str) -> None:
+    assert {"TADSRUpscale", "TADSRModelLoader"} <= set(found_by_search(page, words))
+
+
+@pytest.mark.parametrize("words", ["super resolution", "upscale", "tadsr"])
+def test_the_template_search_finds_ours(page: Page, words: str) -> None:
+    """In the dialog itself, which filters by name, title, description and pack."""
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    search = page.get_by_placeholder("Search").first
+    search.fill(words)
+    page.get_by_text(TEMPLATE, exact=True).first.wait_for()
+    page.screenshot(path=str(cache_directory() / "page-templates.png"))
+    page.keyboard.press("Escape")
