@@ -95,7 +95,7 @@ def test_quickstart_keeps_the_page_open_until_interrupted(photo: Path, tmp_path:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "stopped" in errors, "".join(lines) + errors
     address = next(line.split()[1] for line in lines if line.startswith("ComfyUI:"))
-    assert "template=tadsr_upscale" in address
+    assert "template=super-resolution-upscale-photo" in address
     port = address.split(":")[2].split("/")[0]
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert f"--port {port}" not in running, "ComfyUI was left running"
