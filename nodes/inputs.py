@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..tadsr.color import COLOUR_MATCHES
+from ..tadsr.color import COLOR_MATCHES
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
 from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, MIN_TIMESTEP
 from .models.precision import AUTO, PRECISIONS
@@ -94,7 +94,7 @@ def color_match_input() -> io.Combo.Input:
     """Returns the colour match."""
     return io.Combo.Input(
         "color_match",
-        options=list(COLOUR_MATCHES),
+        options=list(COLOR_MATCHES),
         default="adain",
         tooltip="Takes colour from the enlarged input. adain: mean and contrast of each channel. "
         "wavelet: all coarse colour, for local colour shifts. none: leaves the result alone.",

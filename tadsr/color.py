@@ -21,36 +21,36 @@ LAB_EDGE = 6 / 29  # below it Lab is linear (CIE 15)
 NEUTRAL_TOLERANCE = 1e-4  # a picture whose channels differ by less is grey: 1/40 of an 8-bit step
 
 
-class Colours(NamedTuple):
+class Colors(NamedTuple):
     """Mean and standard deviation of each channel of a picture, (B, C, 1, 1)."""
 
     mean: Tensor
     std: Tensor  # sqrt(variance + eps), with the unbiased variance
 
 
-def colours(image: Tensor) -> Colours:
+def colors(image: Tensor) -> Colors:
     """Returns the picture's colours."""
     pixels = image.shape[-2] * image.shape[-1]
     variance = image.var(dim=(-2, -1), keepdim=True, correction=1 if pixels > 1 else 0)
-    return Colours(image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt())
+    return Colors(image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt())
 
 
-def estimated_colours(sample: Tensor, reference_sample: Tensor, reference: Colours) -> Colours:
+def estimated_colors(thumbnail: Tensor, reference_thumbnail: Tensor, reference: Colors) -> Colors:
     """Returns the colours of a result as a whole, told from a smaller copy of it.
 
-    reference_sample: the same copy of the reference; reference: the colours of the whole reference. Only the difference
+    reference_thumbnail: the same copy of the reference; reference: the colours of the whole reference. Only the difference
     between the copies counts, so that it matters little what became of the colours in making a copy.
     """
-    own, wanted = colours(sample), colours(reference_sample)
-    return Colours(reference.mean + own.mean - wanted.mean, reference.std * own.std / wanted.std)
+    own, wanted = colors(thumbnail), colors(reference_thumbnail)
+    return Colors(reference.mean + own.mean - wanted.mean, reference.std * own.std / wanted.std)
 
 
 def match_adain(result: Tensor, reference: Tensor) -> Tensor:
     """Returns `result` with the mean and standard deviation of `reference`, per image and channel."""
-    return match_colours(result.clone(), colours(result), colours(reference))
+    return match_colors(result.clone(), colors(result), colors(reference))
 
 
-def match_colours(part: Tensor, own: Colours, wanted: Colours) -> Tensor:
+def match_colors(part: Tensor, own: Colors, wanted: Colors) -> Tensor:
     """Returns a part of a picture, changed in place, with the picture's `own` colours turned into those `wanted`."""
     return part.sub_(own.mean).div_(own.std).mul_(wanted.std).add_(wanted.mean)
 
@@ -117,7 +117,7 @@ def keep_result(result: Tensor, reference: Tensor) -> Tensor:
     return result
 
 
-COLOUR_MATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+COLOR_MATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "adain": match_adain,
     "wavelet": match_wavelet,
     "none": keep_result,

@@ -16,7 +16,7 @@ MIN_SCALE, MAX_SCALE = 1.0, 8.0  # the enlargements offered; the method was trai
 DEFAULT_SCALE = 4.0  # paper, section 4.1
 MEGAPIXEL = 1e6  # pixels
 MAX_SIDE = 16384  # ComfyUI's MAX_RESOLUTION
-MIN_SAMPLE_SIDE = 8  # latent pixels: the SD 2.1 UNet halves them three times
+MIN_THUMBNAIL_SIDE = 8  # latent pixels: the SD 2.1 UNet halves them three times
 MIN_NETWORK_SIDE = 64  # 8x VAE, then three halvings in the SD 2.1 UNet: one pixel is left at the bottom
 
 
@@ -182,7 +182,7 @@ class Region:
         """Returns the same rectangle on a grid `factor` times as fine."""
         return Region(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
-    def common(self, other: Region) -> Region:
+    def intersection(self, other: Region) -> Region:
         """Returns what both cover; its height or width is 0 where they do not meet."""
         top, left = max(self.top, other.top), max(self.left, other.left)
         bottom, right = min(self.bottom, other.bottom), min(self.right, other.right)
@@ -190,14 +190,14 @@ class Region:
 
     def overlaps(self, other: Region) -> bool:
         """Returns whether the two share a pixel."""
-        common = self.common(other)
-        return common.height > 0 and common.width > 0
+        both = self.intersection(other)
+        return both.height > 0 and both.width > 0
 
     def relative_to(self, other: Region) -> Region:
         """Returns the rectangle in the coordinates of `other`."""
         return Region(self.top - other.top, self.left - other.left, self.height, self.width)
 
-    def of(self, image: Tensor) -> Tensor:
+    def crop(self, image: Tensor) -> Tensor:
         """Returns its part of `image` (..., H, W), a view."""
         return image[..., self.top : self.bottom, self.left : self.right]
 
@@ -230,7 +230,7 @@ class TilePlan:
         """All tiles, row by row."""
         return tuple(Region(top, left, self.tile_height, self.tile_width) for top in self.rows for left in self.columns)
 
-    def covering(self, region: Region) -> tuple[Region, ...]:
+    def tiles_for(self, region: Region) -> tuple[Region, ...]:
         """Returns the tiles that `region` needs: those that share a pixel with it."""
         return tuple(tile for tile in self.tiles if tile.overlaps(region))
 
@@ -267,14 +267,14 @@ def _plan_side(length: int, tile: int, overlap: int, multiple: int) -> tuple[tup
     return tuple(min(start, length - side) for start in starts), side
 
 
-def sample_size(height: int, width: int, *, area: int) -> tuple[int, int]:
+def thumbnail_size(height: int, width: int, *, area: int) -> tuple[int, int]:
     """Returns the (height, width) of a copy with the picture's proportions and up to `area` pixels, at most its own.
 
-    No side falls below `MIN_SAMPLE_SIDE`, unless the picture's does. Unit: latent pixels. The size depends on the
+    No side falls below `MIN_THUMBNAIL_SIDE`, unless the picture's does. Unit: latent pixels. The size depends on the
     picture's alone.
     """
     scale = min(1.0, (area / (height * width)) ** 0.5)
-    rows, columns = (max(int(side * scale), min(side, MIN_SAMPLE_SIDE)) for side in (height, width))
+    rows, columns = (max(int(side * scale), min(side, MIN_THUMBNAIL_SIDE)) for side in (height, width))
     return rows, columns
 
 

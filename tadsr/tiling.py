@@ -63,7 +63,7 @@ class TiledRun:
         self, source: Tensor, plan: TilePlan, region: Region, on_tiles: Callable[[int, int, Tensor], None]
     ) -> Tensor:
         canvas = _Canvas(plan, region, self.result_factor)
-        tiles = plan.covering(region)
+        tiles = plan.tiles_for(region)
         done = 0
         while done < len(tiles):
             results = self._first_of(tiles[done : done + self.batch], source, plan)
@@ -76,7 +76,7 @@ class TiledRun:
 
     def _first_of(self, tiles: Sequence[Region], source: Tensor, plan: TilePlan) -> list[Tensor]:
         """Returns the results of the first of `tiles`: of all, or of fewer or none where memory is short."""
-        parts = [tile.scaled(self.source_factor).of(source) for tile in tiles]
+        parts = [tile.scaled(self.source_factor).crop(source) for tile in tiles]
         if self.largest is not None and max(plan.tile_height, plan.tile_width) > self.largest:
             smaller = _plan_within(plan, self.largest)
             return [self._blend(parts[0], smaller, smaller.whole, _nothing)]
@@ -169,5 +169,5 @@ class _Canvas:
         down, across = self.down[tile.top].to(result), self.across[tile.left].to(result)
         weighted = result * down[:, None] * across
         placed = tile.scaled(self.factor)
-        part = placed.common(self.region)
-        part.relative_to(self.region).of(self.image).add_(part.relative_to(placed).of(weighted))
+        part = placed.intersection(self.region)
+        part.relative_to(self.region).crop(self.image).add_(part.relative_to(placed).crop(weighted))

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from tadsr.color import (
-    COLOUR_MATCHES,
-    colours,
-    estimated_colours,
+    COLOR_MATCHES,
+    colors,
+    estimated_colors,
     is_neutral,
     lab_to_rgb,
     match_adain,
-    match_colours,
+    match_colors,
     match_lab,
     match_wavelet,
     rgb_to_lab,
@@ -67,12 +67,12 @@ def test_wavelet_removes_a_colour_cast_and_keeps_detail() -> None:
     assert torch.allclose(matched - wavelet_low(reference), result - wavelet_low(result), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", sorted(COLOUR_MATCHES))
+@pytest.mark.parametrize("method", sorted(COLOR_MATCHES))
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2), (40, 33)])
 def test_every_size_is_finite_and_a_picture_matches_itself(method: str, size: tuple[int, int]) -> None:
     picture = torch.rand(1, 3, *size)
     flat = torch.full((1, 3, *size), 0.5)
-    match = COLOUR_MATCHES[method]
+    match = COLOR_MATCHES[method]
     assert torch.allclose(match(picture, picture), picture, atol=1e-5)
     assert match(flat, picture).isfinite().all()
 
@@ -116,8 +116,8 @@ def test_colours_of_a_whole_are_told_from_a_smaller_copy() -> None:
     reference = reference[:1]
     result = reference * 1.3 - 0.1
     small, small_reference = result[..., ::2, ::2], reference[..., ::2, ::2]
-    told, true = estimated_colours(small, small_reference, colours(reference)), colours(result)
+    told, true = estimated_colors(small, small_reference, colors(reference)), colors(result)
     assert torch.allclose(told.mean, true.mean, atol=5e-3) and torch.allclose(told.std, true.std, rtol=5e-3)
-    plain = (colours(small).mean - true.mean).abs().max()
+    plain = (colors(small).mean - true.mean).abs().max()
     assert (told.mean - true.mean).abs().max() < 0.5 * plain, "the copy's own error must cancel"
-    assert torch.allclose(match_colours(result.clone(), true, colours(reference)), match_adain(result, reference))
+    assert torch.allclose(match_colors(result.clone(), true, colors(reference)), match_adain(result, reference))

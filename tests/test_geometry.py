@@ -9,7 +9,7 @@ from PIL import Image
 
 from tadsr.geometry import (
     MIN_NETWORK_SIDE,
-    MIN_SAMPLE_SIDE,
+    MIN_THUMBNAIL_SIDE,
     Padding,
     Region,
     crop_padding,
@@ -20,8 +20,8 @@ from tadsr.geometry import (
     plan_tiles,
     reflected_indices,
     resize_bicubic,
-    sample_size,
     target_size,
+    thumbnail_size,
 )
 
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 3), (5, 64), (63, 65), (64, 64), (127, 250), (333, 81)]
@@ -175,9 +175,9 @@ def test_plan_in_one_piece() -> None:
 def test_region_needs_the_tiles_that_it_touches() -> None:
     plan = plan_tiles(10, 22, tile=10, overlap=4)
     assert plan.columns == (0, 6, 12)
-    assert [tile.left for tile in plan.covering(Region(0, 0, 2, 6))] == [0]
-    assert [tile.left for tile in plan.covering(Region(0, 0, 2, 7))] == [0, 6]
-    assert [tile.left for tile in plan.covering(Region(9, 10, 1, 3))] == [6, 12]
+    assert [tile.left for tile in plan.tiles_for(Region(0, 0, 2, 6))] == [0]
+    assert [tile.left for tile in plan.tiles_for(Region(0, 0, 2, 7))] == [0, 6]
+    assert [tile.left for tile in plan.tiles_for(Region(9, 10, 1, 3))] == [6, 12]
 
 
 @pytest.mark.parametrize(
@@ -191,25 +191,25 @@ def test_bad_plan_is_named(tile: int, overlap: int, words: str) -> None:
 
 def test_regions() -> None:
     region, other = Region(2, 3, 4, 5), Region(5, 7, 10, 10)
-    assert region.common(other) == Region(5, 7, 1, 1)
+    assert region.intersection(other) == Region(5, 7, 1, 1)
     assert region.overlaps(other) and not region.overlaps(Region(6, 3, 1, 1))
     assert other.relative_to(region) == Region(3, 4, 10, 10)
     assert region.scaled(8) == Region(16, 24, 32, 40)
     image = torch.arange(100).reshape(10, 10)
-    assert region.of(image)[0, 0] == 23 and region.of(image).shape == (4, 5)
+    assert region.crop(image)[0, 0] == 23 and region.crop(image).shape == (4, 5)
 
 
 @pytest.mark.parametrize("size", [(100, 100), (40, 400), (8, 999), (400, 30), (512, 2048)])
 @pytest.mark.parametrize("area", [1024, 4096, 10**6])
 def test_sample_has_the_proportions_of_the_picture_and_about_the_area(size: tuple[int, int], area: int) -> None:
-    height, width = sample_size(*size, area=area)
+    height, width = thumbnail_size(*size, area=area)
     assert height <= size[0] and width <= size[1]
-    assert height >= min(size[0], MIN_SAMPLE_SIDE) and width >= min(size[1], MIN_SAMPLE_SIDE)
-    if min(height, width) > MIN_SAMPLE_SIDE:
+    assert height >= min(size[0], MIN_THUMBNAIL_SIDE) and width >= min(size[1], MIN_THUMBNAIL_SIDE)
+    if min(height, width) > MIN_THUMBNAIL_SIDE:
         assert 0.9 * min(area, size[0] * size[1]) < height * width <= area
         assert height / width == pytest.approx(size[0] / size[1], rel=0.1)
 
 
 def test_sample_of_a_small_picture_is_the_picture() -> None:
-    assert sample_size(30, 40, area=1200) == (30, 40)
-    assert sample_size(1, 3, area=1) == (1, 3)
+    assert thumbnail_size(30, 40, area=1200) == (30, 40)
+    assert thumbnail_size(1, 3, area=1) == (1, 3)

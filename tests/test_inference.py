@@ -11,7 +11,7 @@ from random_weights import random_student
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tadsr.color import COLOUR_MATCHES, match_adain
+from tadsr.color import COLOR_MATCHES, match_adain
 from tadsr.convert import convert_official
 from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple
@@ -92,7 +92,7 @@ def test_timestep_context_and_match_matter(restorer: Restorer) -> None:
     assert restorer.prompt is not None
     results += [
         restorer(lq, 1, context=restorer.prompt.flip(1) * 3),
-        *(restorer(lq, 1, match=m) for m in COLOUR_MATCHES),
+        *(restorer(lq, 1, match=m) for m in COLOR_MATCHES),
     ]
     assert torch.equal(results[0], results[3])  # adain is the default
     distinct = [results[i] for i in (0, 1, 2, 4, 5)]

@@ -81,8 +81,8 @@ def test_region_has_the_pixels_of_the_whole(region: Region) -> None:
     run = run_with(blur)
     whole = run(source, plan)
     calls.clear()
-    assert torch.equal(run(source, plan, region), region.scaled(2).of(whole))
-    assert len(calls) == len(plan.covering(region)), "only the tiles that the region needs"
+    assert torch.equal(run(source, plan, region), region.scaled(2).crop(whole))
+    assert len(calls) == len(plan.tiles_for(region)), "only the tiles that the region needs"
 
 
 def test_progress_counts_each_tile_once() -> None:

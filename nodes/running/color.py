@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...tadsr.color import (
-    COLOUR_MATCHES,
+    COLOR_MATCHES,
     WAVELET_REACH,
-    colours,
-    estimated_colours,
+    colors,
+    estimated_colors,
     is_neutral,
-    match_colours,
+    match_colors,
     match_wavelet,
     to_neutral,
 )
@@ -39,7 +39,7 @@ def grown(region: Region, size: tuple[int, int]) -> Region:
         region.height + 2 * WAVELET_REACH,
         region.width + 2 * WAVELET_REACH,
     )
-    return around.common(Region(0, 0, *size))
+    return around.intersection(Region(0, 0, *size))
 
 
 def finish_part(
@@ -53,18 +53,18 @@ def finish_part(
     """
     reference, alpha = split_alpha(enlarged)
     inside = grown(wanted, (reference.shape[-2], reference.shape[-1]))
-    rgb = inside.relative_to(at).of(decoded.whole[:, :RGB]).float()
+    rgb = inside.relative_to(at).crop(decoded.whole[:, :RGB]).float()
     if color_match == "wavelet":
-        rgb = match_wavelet(rgb, inside.of(reference).to(rgb))
+        rgb = match_wavelet(rgb, inside.crop(reference).to(rgb))
     elif color_match == "adain":
         assert decoded.sample is not None, "a part of a picture comes from tiles, which have a sample"
         sample = decoded.sample[:, :RGB].to(reference)
         padded, _ = pad_to_multiple(reference, downscale)
         same_copy = resize_bicubic(padded, (sample.shape[-2], sample.shape[-1]))
-        wanted_colours = colours(reference)
-        rgb = match_colours(rgb, estimated_colours(sample, same_copy, wanted_colours), wanted_colours)
-    rgb = kept_grey(wanted.relative_to(inside).of(rgb), reference, color_match)
-    return join_alpha(rgb, None if alpha is None else wanted.of(alpha))
+        wanted_colors = colors(reference)
+        rgb = match_colors(rgb, estimated_colors(sample, same_copy, wanted_colors), wanted_colors)
+    rgb = kept_grey(wanted.relative_to(inside).crop(rgb), reference, color_match)
+    return join_alpha(rgb, None if alpha is None else wanted.crop(alpha))
 
 
 def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
@@ -77,7 +77,7 @@ def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
     height, width = reference.shape[-2:]
     check_padding((result.shape[-2], result.shape[-1]), (height, width))
     rgb = result[:, :RGB, :height, :width].float()
-    rgb = COLOUR_MATCHES[color_match](rgb, reference.to(rgb))
+    rgb = COLOR_MATCHES[color_match](rgb, reference.to(rgb))
     return join_alpha(kept_grey(rgb, reference, color_match), alpha)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 
-from ...tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, sample_size
+from ...tadsr.geometry import MIN_NETWORK_SIDE, Region, TilePlan, padding_for, plan_tiles, thumbnail_size
 from ...tadsr.tiling import SMALLEST_TILE
 from .memory import PREDICT, Cost, decoder_cost, encoder_cost, pixels_that_fit, prediction_cost
 
@@ -61,7 +61,7 @@ class PhasePlan:
 
     def work_for(self, region: Region) -> int:
         """Returns the latent pixels that go through the network where only a region is wanted."""
-        return len(self.tiles.covering(region)) * self.tiles.tile_height * self.tiles.tile_width
+        return len(self.tiles.tiles_for(region)) * self.tiles.tile_height * self.tiles.tile_width
 
 
 def padded_size(height: int, width: int, downscale: int) -> tuple[int, int]:
@@ -150,7 +150,7 @@ def sample_of(phases: Sequence[PhasePlan]) -> tuple[int, int] | None:
     if not any(phase.needs_statistics for phase in phases):
         return None
     tiles = phases[0].tiles
-    return sample_size(tiles.height, tiles.width, area=min(phase.sample_area for phase in phases))
+    return thumbnail_size(tiles.height, tiles.width, area=min(phase.sample_area for phase in phases))
 
 
 def plan_upscale(
@@ -185,7 +185,7 @@ def regions_needed(phases: Sequence[PhasePlan], wanted: Region, downscale: int) 
     regions: list[Region | None] = []
     for phase in reversed(phases):
         regions.insert(0, None if phase.tiles.is_whole else region)
-        tiles = phase.tiles.covering(region)
+        tiles = phase.tiles.tiles_for(region)
         top, left = min(tile.top for tile in tiles), min(tile.left for tile in tiles)
         bottom, right = max(tile.bottom for tile in tiles), max(tile.right for tile in tiles)
         region = Region(top, left, bottom - top, right - left)

@@ -89,7 +89,7 @@ class LivePreview:
         """enlarged: (1, 3 or 4, H, W) in [0, 1]; the rest as in the TiledRun that decodes it."""
         region = region or plan.whole
         shown = region.scaled(factor)
-        self._tiles = plan.covering(region)
+        self._tiles = plan.tiles_for(region)
         self._finish = finish
         self._step = max(1, -(-max(shown.height, shown.width) // PREVIEW_SIDE))
         rows, columns = slice(shown.top, shown.bottom, self._step), slice(shown.left, shown.right, self._step)

@@ -11,7 +11,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...tadsr.geometry import Region, resize_bicubic, sample_size
+from ...tadsr.geometry import Region, resize_bicubic, thumbnail_size
 from ...tadsr.shared_context import SharedContext
 from ...tadsr.tiling import SMALLEST_TILE, Network, SmallestTileError, TiledRun
 from ..compat import is_out_of_memory, run_eagerly
@@ -42,7 +42,7 @@ class Passage:
         if region is None:
             return self
         whole = self.whole.new_zeros(*self.whole.shape[:2], height, width)
-        region.of(whole).copy_(self.whole)
+        region.crop(whole).copy_(self.whole)
         return Passage(whole, self.sample)
 
 
@@ -146,7 +146,7 @@ class _OnePicture:
         """Returns a copy of the picture, or of the smaller copy that there is, of up to `area` latent pixels."""
         source = self.picture.whole if self.picture.sample is None else self.picture.sample
         factor = self.network.source_factor
-        height, width = sample_size(source.shape[-2] // factor, source.shape[-1] // factor, area=area)
+        height, width = thumbnail_size(source.shape[-2] // factor, source.shape[-1] // factor, area=area)
         # In float32: torch has no antialiased resizing of half precision on a CPU.
         return resize_bicubic(source.float(), (height * factor, width * factor))
 

@@ -56,7 +56,7 @@ class Upscaling:
             result = finish_part(decoded, at, wanted, enlarged, self.plan.downscale, color_match)
         else:
             result = finish(decoded.whole, enlarged, color_match)
-            result = result if self.wanted is None else self.wanted.of(result)
+            result = result if self.wanted is None else self.wanted.crop(result)
         del enlarged, decoded  # of a large picture, the next line would be a third copy
         return to_image(result)
 

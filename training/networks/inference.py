@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tadsr import weights as tadsr_weights
-from tadsr.color import COLOUR_MATCHES, is_neutral, to_neutral
+from tadsr.color import COLOR_MATCHES, is_neutral, to_neutral
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
 from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple, target_size
@@ -79,13 +79,13 @@ class Restorer:
         """Returns the restored picture, (1, 3, scale h, scale w) float32 in [0, 1].
 
         lq: (1, 3, h, w) in [0, 1], on any device; timestep: 1..999; context: (1, tokens, width), None: `prompt`;
-        match: a name of `tadsr.color.COLOUR_MATCHES`. Raises ValueError for a timestep or scale out of range.
+        match: a name of `tadsr.color.COLOR_MATCHES`. Raises ValueError for a timestep or scale out of range.
         """
         reference = self._enlarge(lq, scale)
         padded, padding = pad_to_multiple(reference, self.encoder.downscale)
         x0 = self.clean_latent(self._encode(padded, timestep), timestep, context)
         result = crop_padding(self.decode(x0), padding)
-        result = COLOUR_MATCHES[match](result, reference)
+        result = COLOR_MATCHES[match](result, reference)
         if match != "none" and is_neutral(reference):
             result = to_neutral(result)
         return result.clamp(0.0, 1.0)
