@@ -14,6 +14,7 @@ from .models.encoder import TimeAwareEncoderModel
 from .models.folders import BUNDLED_WEIGHTS, WEIGHTS_FOLDER
 from .models.precision import AUTO, parse_precision
 from .models.student import default_conditioning
+from .models.text_encoder import NoTextEncoder
 
 CHECKPOINTS = "checkpoints"
 NO_BASE = "none (the weights file holds its base)"
@@ -53,7 +54,7 @@ class TADSRModelLoader(io.ComfyNode):
                 io.Model.Output(tooltip="The student UNet, for One-Step SR, Upscale with TADSR or a core sampler."),
                 Encoder.Output(display_name="ENCODER", tooltip="The Time-Aware Encoder."),
                 io.Vae.Output(tooltip="The VAE, for decoding."),
-                io.Clip.Output(tooltip="The text encoder; empty without a base checkpoint."),
+                io.Clip.Output(tooltip="The text encoder of the base checkpoint; tadsr-mini has none."),
                 io.Conditioning.Output(
                     display_name="PROMPT",
                     tooltip="The default prompt of the weights, for core samplers; the nodes of this pack "
@@ -78,7 +79,8 @@ class TADSRModelLoader(io.ComfyNode):
         state = encoder_state_dict(file, networks.vae_state)
         encoder = TimeAwareEncoderModel(state, file.metadata.vae_norm_groups, dtype)
         prompt = None if file.prompt is None else default_conditioning(file.prompt)
-        return io.NodeOutput(networks.student, encoder, networks.vae, networks.clip, prompt)
+        clip = NoTextEncoder(weights) if networks.clip is None else networks.clip
+        return io.NodeOutput(networks.student, encoder, networks.vae, clip, prompt)
 
 
 def _base_path(file: TadsrWeights, weights_name: str, base_name: str) -> str | None:

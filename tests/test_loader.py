@@ -41,7 +41,8 @@ def test_adapters_on_a_checkpoint_give_the_merged_networks(comfy_inprocess: InPr
     save_file({key: tensor.half() for key, tensor in checkpoint.items()}, models / "checkpoints" / CHECKPOINT)
     save(models / "tadsr" / ADAPTERS, weights)
     pack = load_pack(comfy_inprocess, ADAPTERS, CHECKPOINT)
-    assert pack.clip is None, "this checkpoint has no text encoder"
+    with pytest.raises(ValueError, match="has no text encoder"):
+        pack.clip.tokenize("a cat")
     assert not pack.model.patches, "the weights are merged: a patch would be computed again, and keep a copy"
     make, arguments = pack.model.cached_patcher_init
     again = make(*arguments, disable_dynamic=True).model.state_dict()

@@ -33,6 +33,7 @@ CONTRACT = {  # ids and names are in saved workflows: never change them, only ad
         + ["width", "height", "encoding", "seed", "tile", "overlap", "preview_size"],
         ["IMAGE"],
     ),
+    "TADSRBlend": (["images", "position"], ["IMAGE"]),
     "TADSREstimate": (
         ["model", "encoder", "vae", "image", "scale", "width", "height", "tile", "overlap"],
         ["STRING", "INT", "INT", "INT", "FLOAT", "FLOAT"],

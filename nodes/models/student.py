@@ -17,6 +17,7 @@ from ...tadsr.lora import adapters, merge
 from ...tadsr.schedule import check_timestep
 from ...tadsr.weights import TadsrWeights, WeightsError, check_against_base
 from ..compat import prefer_torch_attention
+from .sampling_advice import advise_on_sampling
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -50,6 +51,7 @@ def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -
     _merge_weights(base, weights)
     base.add_object_patch("model_sampling", ResidualSampling(base.model.model_config))
     prefer_torch_attention(base)
+    advise_on_sampling(base)
     base.set_attachments(STUDENT_KEY, Student(weights_name, weights.prompt))
     return base
 
