@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .balance import TADSRPiSABalance
 from .blend import TADSRBlend
 from .encode import TADSREncode
 from .estimate import TADSREstimate
@@ -23,4 +24,13 @@ class TADSRExtension(ComfyExtension):
         place_sample()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TADSRModelLoader, TADSRUpscale, TADSREncode, TADSROneStep, TADSRFinish, TADSREstimate, TADSRBlend]
+        return [
+            TADSRModelLoader,
+            TADSRUpscale,
+            TADSREncode,
+            TADSROneStep,
+            TADSRFinish,
+            TADSREstimate,
+            TADSRBlend,
+            TADSRPiSABalance,
+        ]

@@ -7,11 +7,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
-from ..tadsr.schedule import check_timestep
 from .inputs import (
     CATEGORY,
     ENCODINGS,
     Encoder,
+    any_timestep_input,
     encoding_inputs,
     exact_size_inputs,
     image_input,
@@ -50,6 +50,7 @@ class TADSREncode(io.ComfyNode):
                 *exact_size_inputs(),
                 *encoding_inputs(),
                 *tile_inputs(),
+                any_timestep_input(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="For One-Step SR; remembers the timestep."),
@@ -73,8 +74,9 @@ class TADSREncode(io.ComfyNode):
         seed: int = 0,
         tile: int = 0,
         overlap: int = 0,
+        any_timestep: bool = False,
     ) -> io.NodeOutput:
-        check_timestep(timestep)
+        timestep = encoder.timestep(timestep, any_timestep=any_timestep)
         size = result_size(check_image(image), scale, width, height)
         plan = plan_phase(encoder_cost(encoder), *padded_size(*size, encoder.downscale), tile=tile, overlap=overlap)
         run, network = PhaseRun(plan), encoder_network(encoder, timestep)

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..tadsr.color import COLOR_MATCHES
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
-from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, MIN_TIMESTEP
+from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, OWN_TIMESTEP
 from .models.precision import AUTO, PRECISIONS
 from .running.plan import TILE_STEP
 
@@ -27,11 +27,23 @@ def timestep_input() -> io.Int.Input:
     return io.Int.Input(
         "timestep",
         default=DEFAULT_TIMESTEP,
-        min=MIN_TIMESTEP,
+        min=OWN_TIMESTEP,
         max=MAX_TIMESTEP,
         step=1,
         display_mode=io.NumberDisplay.slider,
-        tooltip="Low: faithful to the input. High: sharper, with more invented detail.",
+        tooltip="Low: faithful to the input. High: sharper, with more invented detail. 0: the weights' own, the only "
+        f"one for OSEDiff, PiSA-SR, OMGSR and HYPIR; {DEFAULT_TIMESTEP} for TADSR.",
+    )
+
+
+def any_timestep_input() -> io.Boolean.Input:
+    """Returns the switch that lets weights for one timestep run at another."""
+    return io.Boolean.Input(
+        "any_timestep",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Lets weights that were trained for one timestep run at another one: to experiment.",
     )
 
 

@@ -6,8 +6,11 @@ import os
 
 import folder_paths
 from comfy_api.latest import io
+from server import PromptServer
 
-from ..tadsr.weights import TadsrWeights, WeightsError, encoder_state_dict
+from ..tadsr.errors import WeightsError, reading
+from ..tadsr.methods import describe, license_notice
+from ..tadsr.weights import TadsrWeights, encoder_state_dict
 from .inputs import CATEGORY, Encoder, precision_input
 from .models.base import WANTED_BASE, load_networks, read_weights
 from .models.encoder import TimeAwareEncoderModel
@@ -31,15 +34,16 @@ class TADSRModelLoader(io.ComfyNode):
             node_id="TADSRModelLoader",
             display_name="Load TADSR Model",
             category=CATEGORY,
-            description="Loads TADSR weights and the Stable Diffusion 2.1-base checkpoint that they were "
-            "made for. The bundled tadsr-mini needs no checkpoint.",
+            description="Loads weights of TADSR, or of OSEDiff, PiSA-SR, OMGSR-S or HYPIR, and the Stable Diffusion "
+            "2.1-base checkpoint that they were made for. The bundled tadsr-mini needs no checkpoint. Shows what the "
+            "file is, and its licence.",
             search_aliases=["tadsr", "super resolution loader", "upscaler loader", "one step diffusion"],
             inputs=[
                 io.Combo.Input(
                     "weights",
                     options=names,
                     default=default,
-                    tooltip="A TADSR weights file from models/tadsr, or the bundled one.",
+                    tooltip="A weights file from models/tadsr, or the bundled one. Of OMGSR's folder either file.",
                 ),
                 io.Combo.Input(
                     "base",
@@ -61,6 +65,7 @@ class TADSRModelLoader(io.ComfyNode):
                     "use it by themselves. Empty if the weights have none.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -68,18 +73,30 @@ class TADSRModelLoader(io.ComfyNode):
         """Returns what changes when a file is replaced under its name, so that it is loaded again."""
         paths = [folder_paths.get_full_path(WEIGHTS_FOLDER, weights)]
         paths += [folder_paths.get_full_path(CHECKPOINTS, base)] if base != NO_BASE else []
-        return str([(path, os.stat(path).st_mtime_ns) for path in paths if path and os.path.exists(path)])
+        # Not the time alone: a copy with `cp -p`, or out of an archive, has the time of the original.
+        stats = [(path, os.stat(path)) for path in paths if path and os.path.exists(path)]
+        return str([(path, s.st_mtime_ns, s.st_size, s.st_ino, s.st_ctime_ns) for path, s in stats])
 
     @classmethod
     def execute(cls, weights: str, base: str, precision: str = AUTO) -> io.NodeOutput:
         dtype = parse_precision(precision)
         path = folder_paths.get_full_path_or_raise(WEIGHTS_FOLDER, weights)
-        file = read_weights(path)
-        networks = load_networks(path, file, _base_path(file, weights, base), dtype)
-        state = encoder_state_dict(file, networks.vae_state)
-        encoder = TimeAwareEncoderModel(state, file.metadata.vae_norm_groups, dtype)
-        prompt = None if file.prompt is None else default_conditioning(file.prompt)
+        with reading(path, "weights of TADSR, OSEDiff, PiSA-SR, OMGSR-S or HYPIR, and the base that they need"):
+            file = read_weights(path)
+            networks = load_networks(path, file, _base_path(file, weights, base), dtype)
+            encoder = TimeAwareEncoderModel(
+                encoder_state_dict(file, networks.vae_state),
+                file.metadata.vae_norm_groups,
+                dtype,
+                weights_name=weights,
+                timesteps=file.metadata.timesteps,
+            )
+        prompt = None if networks.prompt is None else default_conditioning(networks.prompt)
         clip = NoTextEncoder(weights) if networks.clip is None else networks.clip
+        meta = file.metadata
+        about = f"{describe(meta.name, meta.formula, meta.timesteps)}\n{license_notice(meta.name, meta.license)}"
+        if cls.hidden is not None:  # it is None where a program calls the node without ComfyUI's executor
+            PromptServer.instance.send_progress_text(about, cls.hidden.unique_id)
         return io.NodeOutput(networks.student, encoder, networks.vae, clip, prompt)
 
 

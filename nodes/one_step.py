@@ -8,11 +8,11 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
-from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, check_timestep
+from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, OWN_TIMESTEP
 from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
-from .inputs import CATEGORY, tile_inputs
-from .models.student import Conditioning, choose_conditioning
+from .inputs import CATEGORY, any_timestep_input, tile_inputs
+from .models.student import Conditioning, choose_conditioning, student_of
 from .running.memory import prediction_cost
 from .running.plan import plan_phase
 from .running.progress import Progress, measured
@@ -46,12 +46,13 @@ class TADSROneStep(io.ComfyNode):
                 io.Int.Input(
                     "timestep",
                     optional=True,
-                    min=MIN_TIMESTEP,
+                    min=OWN_TIMESTEP,
                     max=MAX_TIMESTEP,
                     force_input=True,
                     tooltip="Unconnected: the timestep that the latent was encoded for, as trained.",
                 ),
                 *tile_inputs(),
+                any_timestep_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The restored latent, for any VAE decode node.")],
         )
@@ -65,9 +66,13 @@ class TADSROneStep(io.ComfyNode):
         timestep: int | None = None,
         tile: int = 0,
         overlap: int = 0,
+        any_timestep: bool = False,
     ) -> io.NodeOutput:
         samples = latent["samples"]
-        timesteps = choose_timesteps(latent, timestep)
+        student = student_of(model)
+        timesteps = tuple(
+            student.timestep(one, any_timestep=any_timestep) for one in choose_timesteps(latent, timestep)
+        )
         conditioning = choose_conditioning(model, conditioning)
         size, whole = samples.shape[-2:], not may_be_cut(conditioning)
         plan = plan_phase(prediction_cost(model), *size, tile=tile, overlap=overlap, whole=whole)
@@ -85,7 +90,7 @@ def choose_timesteps(latent: dict[str, Any], timestep: int | None) -> tuple[int,
     """Returns a timestep per picture: the one given, or those the latent remembers. Raises ValueError."""
     count = len(latent["samples"])
     if timestep is not None:
-        return (check_timestep(timestep),) * count
+        return (timestep,) * count
     remembered = latent.get(TIMESTEPS_KEY)
     if remembered is None:
         raise ValueError(

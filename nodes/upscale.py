@@ -9,12 +9,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
-from ..tadsr.schedule import check_timestep
 from .encode import draw_seed
 from .inputs import (
     CATEGORY,
     ENCODINGS,
     Encoder,
+    any_timestep_input,
     color_match_input,
     encoding_inputs,
     exact_size_inputs,
@@ -25,7 +25,7 @@ from .inputs import (
     timestep_input,
 )
 from .models.encoder import TimeAwareEncoderModel
-from .models.student import Conditioning, choose_conditioning
+from .models.student import Conditioning, choose_conditioning, student_of
 from .running.color import centre_region
 from .running.pictures import check_image, result_size
 from .running.plan import plan_upscale
@@ -72,6 +72,7 @@ class TADSRUpscale(io.ComfyNode):
                 *encoding_inputs(),
                 *tile_inputs(),
                 preview_size_input(),
+                any_timestep_input(),
             ],
             outputs=[io.Image.Output()],
         )
@@ -94,8 +95,10 @@ class TADSRUpscale(io.ComfyNode):
         tile: int = 0,
         overlap: int = 0,
         preview_size: int = 0,
+        any_timestep: bool = False,
     ) -> io.NodeOutput:
-        check_timestep(timestep)
+        timestep = student_of(model).timestep(timestep, any_timestep=any_timestep)
+        encoder.timestep(timestep, any_timestep=any_timestep)
         size = result_size(check_image(image), scale, width, height)
         wanted = centre_region(size, preview_size)
         conditioning = choose_conditioning(model, conditioning)

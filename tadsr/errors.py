@@ -1,7 +1,41 @@
-"""The errors that a user of the package can cause."""
+"""The errors that a user of the package can cause, and the one place that makes them of whatever a reader raises."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 class WeightsError(ValueError):
     """Weights that are not what they should be: wrong file, keys, shapes or version."""
+
+
+@contextmanager
+def reading(path: object, accepted: str) -> Iterator[None]:
+    """Turns whatever fails while `path` is read into one WeightsError that names it and what is accepted.
+
+    Memory that runs out stays what it is: the file is not to blame for it.
+    """
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) in str(error):
+            raise
+        raise WeightsError(f"{path}: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise WeightsError(
+            f"{path}: it is a damaged, incomplete or foreign file ({_first_sentence(error)}): get it again; accepted "
+            f"is {accepted}"
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    sentence = re.split(r"\. |\n", str(error).strip())[0][:200]
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

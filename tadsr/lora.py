@@ -49,9 +49,13 @@ def adapters(lora: Mapping[str, Tensor]) -> dict[str, Adapter]:
     modules = [key.removesuffix(DOWN) for key in lora if key.endswith(DOWN)]
     expected = {module + part for module in modules for part in (DOWN, UP, ALPHA)}
     check_keys("LoRA", lora, expected)
-    found = {module: Adapter(lora[module + DOWN], lora[module + UP], lora[module + ALPHA].item()) for module in modules}
-    for module, adapter in found.items():
-        if adapter.up.shape[1:].numel() != adapter.rank:
+    found = {}
+    for module in modules:
+        down, up, alpha = lora[module + DOWN], lora[module + UP], lora[module + ALPHA]
+        if alpha.numel() != 1:
+            raise WeightsError(f"LoRA of {module}: alpha has the shape {tuple(alpha.shape)}; accepted is one number")
+        found[module] = adapter = Adapter(down, up, alpha.item())
+        if down.ndim not in (2, 4) or up.ndim not in (2, 4) or not adapter.rank or up.shape[1:].numel() != adapter.rank:
             raise WeightsError(
                 f"LoRA of {module}: lora_down is {tuple(adapter.down.shape)} and lora_up "
                 f"{tuple(adapter.up.shape)}; they must share their rank (first and second number)"

@@ -6,6 +6,8 @@ broadcasts it over latents of shape (B, C, H, W).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -16,6 +18,7 @@ BETA_START, BETA_END = 0.00085, 0.012  # SD 2.1-base scheduler config, "scaled_l
 LATENT_SCALE = 0.18215  # SD VAE config, scaling_factor: z = latent * LATENT_SCALE
 MIN_TIMESTEP, MAX_TIMESTEP = 1, 999  # the timesteps that a student is trained on
 DEFAULT_TIMESTEP = 500  # paper, table 1
+OWN_TIMESTEP = 0  # stands for the timestep of the weights themselves
 TEACHER_LAMBDA, TEACHER_GAMMA = 0.5, 0.0  # paper, section 4.1
 
 
@@ -59,6 +62,21 @@ def x0_from_noise(z_t: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
     return (z_t - (1 - a).sqrt() * noise) / a.sqrt()
 
 
+def x0_from_difference(z: Tensor, prediction: Tensor, timestep: int | Tensor) -> Tensor:
+    """Returns the clean latent of a network that predicts what to take away, z - prediction, at any timestep.
+
+    Source: behaviour of the released PiSA-SR.
+    """
+    return z - prediction
+
+
+FORMULAS: dict[str, Callable[[Tensor, Tensor, int | Tensor], Tensor]] = {
+    "residual": x0_from_residual,  # TADSR
+    "noise": x0_from_noise,  # OSEDiff, OMGSR, HYPIR
+    "difference": x0_from_difference,  # PiSA-SR
+}
+
+
 def add_noise(z0: Tensor, noise: Tensor, timestep: int | Tensor) -> Tensor:
     """Returns z_t = sqrt(alpha_bar) z0 + sqrt(1 - alpha_bar) eps (paper, equation 3)."""
     a = _alpha_bar_like(timestep, z0)
@@ -82,9 +100,27 @@ def timestep_grid(count: int) -> tuple[int, ...]:
     return tuple(MIN_TIMESTEP + i * (MAX_TIMESTEP - MIN_TIMESTEP) // (count - 1) for i in range(count))
 
 
+def choose_timestep(timestep: int, trained: Sequence[int], name: str, *, any_timestep: bool = False) -> int:
+    """Returns the timestep to run weights at: the one given, or for OWN_TIMESTEP the weights' own.
+
+    trained: the timesteps that the weights, called `name`, were trained for; empty: all. Their own is the only one, or
+    the paper's of all. Raises ValueError for another than the only one unless `any_timestep`.
+    """
+    only = trained[0] if len(trained) == 1 else None
+    if timestep == OWN_TIMESTEP:
+        return DEFAULT_TIMESTEP if only is None else only
+    if only not in (None, check_timestep(timestep)) and not any_timestep:
+        raise ValueError(
+            f"timestep is {timestep}, but {name} was trained for timestep {only} only; accepted are {only} and "
+            f"{OWN_TIMESTEP} (the weights' own), or any with any_timestep switched on"
+        )
+    return check_timestep(timestep)
+
+
 def check_timestep(timestep: int) -> int:
     """Returns the timestep unchanged; raises ValueError unless it is an integer in 1..999."""
-    if int(timestep) != timestep or not MIN_TIMESTEP <= timestep <= MAX_TIMESTEP:
+    number = isinstance(timestep, int | float) and not isinstance(timestep, bool) and math.isfinite(timestep)
+    if not number or int(timestep) != timestep or not MIN_TIMESTEP <= timestep <= MAX_TIMESTEP:
         raise ValueError(
             f"timestep is {timestep}; accepted are the integers {MIN_TIMESTEP}..{MAX_TIMESTEP} "
             f"(low: faithful to the input, high: more invented detail)"

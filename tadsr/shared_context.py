@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -35,16 +36,18 @@ class SharedContext:
 
     def __init__(self) -> None:
         self.statistics: list[Statistics] = []
-        self.keys_values: dict[nn.Module, KeysValues] = {}
+        self.keys_values: dict[nn.Module, list[KeysValues]] = {}  # one for each call
 
     @classmethod
     @contextmanager
     def gather(cls, network: nn.Module) -> Iterator[SharedContext]:
-        """Gives a context that is recorded while the block calls `network` once, on a sample of the picture.
+        """Gives a context that is recorded while the block calls `network` on a sample of the picture.
+
+        A function that calls it several times, as with two sets of weights, has a context for each of its calls.
 
         During that call each GroupNorm takes its statistics over the whole batch, as if it were one picture; an
         attention mixes each item of the batch on its own. Raises RuntimeError at the end of the block unless each
-        GroupNorm of the network was called once.
+        GroupNorm of the network was called equally often.
         """
         context = cls()
 
@@ -58,7 +61,7 @@ class SharedContext:
             stack.enter_context(_NormsWith(record))
             yield context
         expected = sum(isinstance(module, nn.GroupNorm) for module in network.modules())
-        if len(context.statistics) != expected:
+        if not context.statistics or len(context.statistics) % expected:
             raise RuntimeError(
                 f"{len(context.statistics)} calls of GroupNorm were recorded for the {expected} of the network; "
                 "accepted is one call of the network, not compiled, with the whole sample as its batch"
@@ -69,7 +72,7 @@ class SharedContext:
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (x.movedim(1, -1).flatten(0, -2).contiguous() for x in (k, v))
-            self.keys_values[module] = keys, values
+            self.keys_values.setdefault(module, []).append((keys, values))
             return usual(q, k, v)
 
         return attend
@@ -89,8 +92,8 @@ class SharedContext:
             return statistics
 
         with ExitStack() as stack:
-            for module, (keys, values) in self.keys_values.items():
-                stack.enter_context(_replaced(module, _attention_to(keys, values)))
+            for module, recorded_calls in self.keys_values.items():
+                stack.enter_context(_replaced(module, _attention_to(recorded_calls)))
             stack.enter_context(_NormsWith(recorded))
             yield
         if calls % max(1, len(self.statistics)):
@@ -111,10 +114,12 @@ def _replaced(module: nn.Module, attention: Attend) -> Iterator[None]:
         setattr(module, ATTENTION, usual)
 
 
-def _attention_to(keys: Tensor, values: Tensor) -> Attend:
-    """Returns an attention in which each pixel of a batch looks at given keys, whatever else it is given."""
+def _attention_to(recorded: list[KeysValues]) -> Attend:
+    """Returns an attention in which each pixel of a batch looks at recorded keys, those of one call after the other."""
+    calls = cycle(recorded)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = next(calls)
         queries = q.movedim(1, -1).flatten(0, -2)[None, None]
         all_keys, all_values = (x.to(q)[None, None] for x in (keys, values))
         parts = queries.split(max(1, MOST_PRODUCTS // len(keys)), dim=-2)

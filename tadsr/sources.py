@@ -6,53 +6,34 @@ Pickles are read with `weights_only=True`: nothing in them is executed.
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .architecture import is_time_layer
-from .errors import WeightsError
+from .errors import WeightsError, reading
 from .foreign import describe_bytes
 from .keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
+from .pickles import is_pickle, read_pickle, tensors_of
 from .weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX
 
 VAE_FOLDERS = ("vae", "time_vae")  # in a diffusers folder; the official release calls it time_vae
 DIFFUSERS_FILE = "diffusion_pytorch_model"
-SAFETENSORS_SUFFIX, PICKLE_SUFFIXES = ".safetensors", (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-
-
-def read_pickle(path: Path) -> dict[str, Any]:
-    """Returns the dict in a PyTorch pickle, on the CPU; raises WeightsError rather than execute anything."""
-    if not path.is_file():
-        raise WeightsError("there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe is None:
-            raise WeightsError("it is a damaged file, or a pickle that PyTorch did not write") from error
-        raise WeightsError(
-            f"it holds code ({unsafe[1]}) besides tensors, which may be harmful; nothing in it was executed. "
-            f"Get the file from its authors again, or a safetensors copy"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise WeightsError(
-            f"it is a damaged, incomplete or foreign file ({_first_sentence(error)}): get it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"it holds a {type(content).__name__}; expected is a dict of tensors")
-    return content
+SAFETENSORS_SUFFIX = ".safetensors"
+ACCEPTED_BASE = "a Stable Diffusion 2.1-base checkpoint or diffusers folder"
+ACCEPTED_PROMPT = "a file with one tensor, (tokens, width) or (1, tokens, width)"
 
 
 def read_base(path: Path) -> dict[str, Tensor]:
     """Returns a base's UNet and VAE in the single-file layout, from a checkpoint or diffusers folder."""
+    with reading(path, ACCEPTED_BASE):
+        return _read_base(path)
+
+
+def _read_base(path: Path) -> dict[str, Tensor]:
     if not path.is_dir():
         state = _read_tensors(path)
         base = {key: t for key, t in state.items() if key.startswith((BASE_UNET_PREFIX, BASE_VAE_PREFIX))}
@@ -74,7 +55,8 @@ def read_base(path: Path) -> dict[str, Tensor]:
 
 def read_prompt(path: Path) -> Tensor:
     """Returns the prompt embedding, (1, tokens, width): the only tensor of a safetensors or PyTorch file."""
-    tensors = list(_read_tensors(path).values())
+    with reading(path, ACCEPTED_PROMPT):
+        tensors = list(_read_tensors(path).values())
     if len(tensors) != 1 or tensors[0].ndim not in (2, 3):
         raise WeightsError(
             f"{path} holds {len(tensors)} tensors, of shapes {[tuple(t.shape) for t in tensors[:3]]}; "
@@ -113,18 +95,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file, or of a PyTorch pickle, of which nothing is executed."""
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
-    if path.suffix in PICKLE_SUFFIXES:
-        try:
-            content = read_pickle(path)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
-        content = content.get("state_dict", content)
-        return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if is_pickle(path):
+        return tensors_of(read_pickle(path))
     try:
         return load_file(path)
     except SafetensorError as error:
         raise WeightsError(f"{path} is {describe_bytes(path)} ({error})") from error
-
-
-def _first_sentence(error: Exception) -> str:
-    return re.split(r"\. |\n", str(error).strip())[0] or type(error).__name__

@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_weights import assert_equal
 
-from tadsr.convert import LICENSE_NOTICE, OFFICIAL_TIMESTEPS, convert_official, main, weights_from_official
+from tadsr.convert import LICENSE_NOTICE, OFFICIAL_TIMESTEPS, convert_official, main
 from tadsr.errors import WeightsError
 from tadsr.lora import adapters
+from tadsr.releases import weights_from_official
 from tadsr.weights import encoder_state_dict, load, save, unet_state_dict
 
 
@@ -152,7 +153,7 @@ LEFT_OVER = {
         r"1 missing .*mid.block_2.time_emb_proj.bias",
     ),
     "an unknown part": (lambda c: c.update(state_dict_ema={}), "1 unexpected .*state_dict_ema"),
-    "a lost part": (lambda c: c.pop("state_dict_vae_time"), "1 missing .*state_dict_vae_time"),
+    "a lost part": (lambda c: c.pop("state_dict_vae"), "1 missing .*state_dict_vae"),
     "a wrong rank": (lambda c: c.update(rank_unet=8), "rank 8"),
     "a module not in the lists": (
         lambda c: c["unet_lora_others_modules"].pop(),

@@ -23,16 +23,18 @@ MINI = "random-mini.safetensors"
 CONTRACT = {  # ids and names are in saved workflows: never change them, only add
     "TADSRModelLoader": (["weights", "base", "precision"], ["MODEL", "TADSR_ENCODER", "VAE", "CLIP", "CONDITIONING"]),
     "TADSREncode": (
-        ["encoder", "image", "timestep", "scale", "width", "height", "encoding", "seed", "tile", "overlap"],
+        ["encoder", "image", "timestep", "scale", "width", "height", "encoding", "seed", "tile", "overlap"]
+        + ["any_timestep"],
         ["LATENT", "IMAGE"],
     ),
-    "TADSROneStep": (["model", "latent", "conditioning", "timestep", "tile", "overlap"], ["LATENT"]),
+    "TADSROneStep": (["model", "latent", "conditioning", "timestep", "tile", "overlap", "any_timestep"], ["LATENT"]),
     "TADSRFinish": (["image", "reference", "color_match"], ["IMAGE"]),
     "TADSRUpscale": (
         ["model", "encoder", "vae", "image", "timestep", "scale", "color_match", "conditioning"]
-        + ["width", "height", "encoding", "seed", "tile", "overlap", "preview_size"],
+        + ["width", "height", "encoding", "seed", "tile", "overlap", "preview_size", "any_timestep"],
         ["IMAGE"],
     ),
+    "TADSRPiSABalance": (["model", "pixel", "semantic"], ["MODEL"]),
     "TADSRBlend": (["images", "position"], ["IMAGE"]),
     "TADSREstimate": (
         ["model", "encoder", "vae", "image", "scale", "width", "height", "tile", "overlap"],

@@ -127,11 +127,24 @@ def test_modules_are_as_before_whatever_happens() -> None:
         assert torch.equal(layers(image), layers(image)), "each call must start with the first statistics"
 
 
-def test_more_or_less_than_one_call_is_an_error() -> None:
+def test_a_function_of_two_calls_has_a_context_for_each() -> None:
+    """As PiSA-SR's two dials, which run the network with other weights the second time."""
+    layers, image, other = attentive_network(), picture(1, 3, 8, 16), picture(1, 3, 8, 16).flip(-1)
+    expected = layers(image), layers(other)
+    with SharedContext.gather(layers) as context:
+        layers(image)
+        layers(other)
+    with context.applied():
+        for _ in range(2):
+            results = layers(image), layers(other)
+            assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(results, expected, strict=True))
+
+
+def test_half_a_call_or_none_is_an_error() -> None:
     layers, image = network(), picture(1, 3, 8, 16)
-    with pytest.raises(RuntimeError, match="4 calls .* 2 of the network"), SharedContext.gather(layers):
+    with pytest.raises(RuntimeError, match="3 calls .* 2 of the network"), SharedContext.gather(layers):
         layers(image)
-        layers(image)
+        layers[1](layers[0](image))
     with pytest.raises(RuntimeError, match="0 calls"), SharedContext.gather(layers):
         pass
     with SharedContext.gather(layers) as context:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from tadsr.architecture import UNetLayout
-from tadsr.convert import MODULE_LISTS, OFFICIAL_ALPHA, PARTS, RANKS, VAE_ADAPTERS, VAE_MODULE_LIST
 from tadsr.errors import WeightsError
 from tadsr.keys import Table, inverse, rename, unet_table, vae_table_of
 from tadsr.lora import Adapter, adapters
+from tadsr.releases import MODULE_LISTS, OFFICIAL_ALPHA, PARTS, RANKS, VAE_ADAPTERS, VAE_MODULE_LIST
 from tadsr.weights import UNET_PREFIX, TadsrWeights, load, validate
 from training.data.storage import write_whole
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...tadsr.encoder import EncoderConfig, TimeAwareEncoder
-from ...tadsr.weights import WeightsError
+from ...tadsr.errors import WeightsError
+from ...tadsr.schedule import choose_timestep
 from ..compat import device_context, encoder_attention
 
 WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: float16 overflows in it
@@ -20,11 +21,21 @@ WORKING_DTYPES = (torch.bfloat16, torch.float32)  # as ComfyUI runs the SD VAE: 
 class TimeAwareEncoderModel:
     """What travels in a TADSR_ENCODER socket: the network, its `patcher`, and how to call it."""
 
-    def __init__(self, state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        norm_groups: int,
+        dtype: torch.dtype | None = None,
+        *,
+        weights_name: str = "",
+        timesteps: tuple[int, ...] = (),
+    ) -> None:
         """state: a full TimeAwareEncoder state dict; raises WeightsError where it does not fit.
 
         norm_groups: groups of every normalisation, from the weights' metadata. dtype: None for ComfyUI's choice.
+        timesteps: those that the weights were trained for; empty: all.
         """
+        self.weights_name, self.timesteps = weights_name, timesteps
         self.device, offload_device = mm.vae_device(), mm.vae_offload_device()
         self.dtype = dtype or mm.vae_dtype(self.device, list(WORKING_DTYPES))
         self.model = TimeAwareEncoder(
@@ -52,6 +63,10 @@ class TimeAwareEncoderModel:
     def downscale(self) -> int:
         """Image pixels per latent pixel, along each side."""
         return self.model.downscale
+
+    def timestep(self, timestep: int, *, any_timestep: bool = False) -> int:
+        """Returns the timestep to encode for; raises ValueError for one that the weights were not trained for."""
+        return choose_timestep(timestep, self.timesteps, self.weights_name, any_timestep=any_timestep)
 
     def moments(self, planes: Tensor, timestep: int, *, float32: bool = False) -> Tensor:
         """Returns mean and log-variance of the latent, (B, 2 C, h, w) float32, on the encoder's device.

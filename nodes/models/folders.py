@@ -8,8 +8,7 @@ from pathlib import Path
 import folder_paths
 
 WEIGHTS_FOLDER = "tadsr"  # the key in folder_paths and extra_model_paths.yaml
-OFFICIAL_EXTENSION = ".pkl"  # the official release's
-WEIGHTS_EXTENSIONS = (".safetensors", OFFICIAL_EXTENSION)
+WEIGHTS_EXTENSIONS = (".safetensors", ".pkl", ".pth")  # ours; and, as authors call theirs, PyTorch's pickles
 BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "weights"
 BUNDLED_WEIGHTS = "tadsr-mini.safetensors"
 

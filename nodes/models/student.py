@@ -1,8 +1,9 @@
-"""The TADSR student: an SD 2.1 MODEL with merged weights and residual sampling, its one step and default prompt."""
+"""The student: an SD 2.1 MODEL with merged weights, its method's formula, its one step and default prompt."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
@@ -13,9 +14,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...tadsr.lora import adapters, merge
-from ...tadsr.schedule import check_timestep
-from ...tadsr.weights import TadsrWeights, WeightsError, check_against_base
+from ...tadsr.errors import WeightsError
+from ...tadsr.lora import Adapter, adapters, merge
+from ...tadsr.schedule import check_timestep, choose_timestep
+from ...tadsr.weights import TadsrWeights, check_against_base, unet_adapters
 from ..compat import prefer_torch_attention
 from .sampling_advice import advise_on_sampling
 
@@ -33,10 +35,20 @@ class Student:
 
     weights_name: str
     prompt: Tensor | None  # (1, tokens, width): the embedding used without a CONDITIONING
+    timesteps: tuple[int, ...] = ()  # those that the weights were trained for; empty: all
+    semantic: Mapping[str, Adapter] = field(default_factory=dict)  # of PiSA-SR: merged, and known to be taken away
+
+    def timestep(self, timestep: int, *, any_timestep: bool = False) -> int:
+        """Returns the timestep to run at; raises ValueError for one that the weights were not trained for."""
+        return choose_timestep(timestep, self.timesteps, self.weights_name, any_timestep=any_timestep)
 
 
-def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -> ModelPatcher:
-    """Returns `base` with TADSR's weights merged into its network. Raises WeightsError if they need another base.
+def make_student(
+    base: ModelPatcher, weights: TadsrWeights, weights_name: str, prompt: Tensor | None = None
+) -> ModelPatcher:
+    """Returns `base` with a method's weights merged into its network. Raises WeightsError if they need another base.
+
+    prompt: the default prompt's embedding, where the weights have none.
 
     Merged here, once, rather than patched: ComfyUI keeps a copy of each patched weight, and computes the patches of
     a network that does not fit on the device again in every call.
@@ -49,10 +61,19 @@ def make_student(base: ModelPatcher, weights: TadsrWeights, weights_name: str) -
         )
     check_against_base(weights, {key: tensor.shape for key, tensor in base.model_state_dict().items()})
     _merge_weights(base, weights)
-    base.add_object_patch("model_sampling", ResidualSampling(base.model.model_config))
+    base.add_object_patch("model_sampling", SAMPLINGS[weights.metadata.formula](base.model.model_config))
     prefer_torch_attention(base)
     advise_on_sampling(base)
-    base.set_attachments(STUDENT_KEY, Student(weights_name, weights.prompt))
+    student = Student(
+        weights_name=weights_name,
+        prompt=prompt if weights.prompt is None else weights.prompt,
+        timesteps=weights.metadata.timesteps,
+        semantic={
+            module: Adapter(adapter.down.clone(), adapter.up.clone(), adapter.alpha)  # not views of a file
+            for module, adapter in adapters(weights.unet_lora_semantic).items()
+        },
+    )
+    base.set_attachments(STUDENT_KEY, student)
     return base
 
 
@@ -60,8 +81,8 @@ def _merge_weights(base: ModelPatcher, weights: TadsrWeights) -> None:
     """Replaces the network's tensors one by one, so that no second network is held."""
     # Replaced tensors come first: the LoRA of such a module is added to the new tensor.
     for key, tensor in weights.unet_full.items():
-        comfy.utils.set_attr_param(base.model, key, tensor.to(comfy.utils.get_attr(base.model, key)))
-    for module, adapter in adapters(weights.unet_lora).items():
+        comfy.utils.set_attr_param(base.model, key, tensor.to(comfy.utils.get_attr(base.model, key), copy=True))
+    for module, adapter in unet_adapters(weights):
         key = f"{module}.weight"
         weight = comfy.utils.get_attr(base.model, key)
         down, up = adapter.down.to(weight.device), adapter.up.to(weight.device)
@@ -76,7 +97,7 @@ def student_of(model: ModelPatcher) -> Student:
             f"this MODEL is a {type(model.model).__name__} without TADSR weights; accepted is the MODEL "
             "output of Load TADSR Model"
         )
-    if not isinstance(model.get_model_object("model_sampling"), ResidualSampling):
+    if not isinstance(model.get_model_object("model_sampling"), StudentSampling):
         raise ValueError(
             "another node has replaced the sampling of this TADSR MODEL (as ModelSamplingDiscrete does); "
             "connect the MODEL without that node"
@@ -109,23 +130,46 @@ def default_conditioning(prompt: Tensor) -> Conditioning:
     return [[prompt.float(), {}]]
 
 
-class ResidualPrediction(comfy.model_sampling.EPS):
-    """x0 = z / sqrt(alpha_bar) - prediction.
+class StudentSampling(comfy.model_sampling.ModelSamplingDiscrete):
+    """The `model_sampling` object of a student: SD's schedule, a latent without noise, its method's formula.
 
     ComfyUI's noisy sample is x = z / sqrt(alpha_bar) = z * sqrt(sigma^2 + 1), and it hands the network
-    x / sqrt(sigma^2 + 1) = z. So a latent enters multiplied by sqrt(sigma^2 + 1), and x0 = x - prediction.
+    x / sqrt(sigma^2 + 1) = z. So a latent enters multiplied by sqrt(sigma^2 + 1).
     """
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        # No method adds noise: a core sampler's seed makes no difference.
+        return latent_image * _growth(sigma, noise)
+
+
+class ResidualSampling(StudentSampling, comfy.model_sampling.EPS):
+    """TADSR: x0 = z / sqrt(alpha_bar) - prediction = x - prediction."""
 
     def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
         return model_input - model_output
 
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
-        # TADSR adds no noise: a core sampler's seed makes no difference.
-        return latent_image * (comfy.model_sampling.reshape_sigma(sigma, noise.ndim) ** 2 + 1.0) ** 0.5
+
+class NoiseSampling(StudentSampling, comfy.model_sampling.EPS):
+    """OSEDiff, OMGSR, HYPIR: x0 = (z - sqrt(1 - alpha_bar) prediction) / sqrt(alpha_bar), ComfyUI's own formula."""
 
 
-class ResidualSampling(comfy.model_sampling.ModelSamplingDiscrete, ResidualPrediction):
-    """The `model_sampling` object of a student: SD's schedule with a residual prediction."""
+class DifferenceSampling(StudentSampling, comfy.model_sampling.EPS):
+    """PiSA-SR: x0 = z - prediction."""
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        return model_input / _growth(sigma, model_input) - model_output
+
+
+SAMPLINGS: dict[str, type[StudentSampling]] = {  # a name of `tadsr.schedule.FORMULAS`
+    "residual": ResidualSampling,
+    "noise": NoiseSampling,
+    "difference": DifferenceSampling,
+}
+
+
+def _growth(sigma: Tensor, like: Tensor) -> Tensor:
+    """Returns sqrt(sigma^2 + 1), shaped to broadcast over a latent."""
+    return (comfy.model_sampling.reshape_sigma(sigma, like.ndim) ** 2 + 1.0) ** 0.5
 
 
 def one_step(model: ModelPatcher, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
