@@ -38,8 +38,8 @@ def colors(image: Tensor) -> Colors:
 def estimated_colors(thumbnail: Tensor, reference_thumbnail: Tensor, reference: Colors) -> Colors:
     """Returns the colours of a result as a whole, told from a smaller copy of it.
 
-    reference_thumbnail: the same copy of the reference; reference: the colours of the whole reference. Only the difference
-    between the copies counts, so that it matters little what became of the colours in making a copy.
+    reference_thumbnail: the same copy of the reference; reference: the colours of the whole reference. Only the
+    difference between the copies counts, so that it matters little what became of the colours in making a copy.
     """
     own, wanted = colors(thumbnail), colors(reference_thumbnail)
     return Colors(reference.mean + own.mean - wanted.mean, reference.std * own.std / wanted.std)
