@@ -20,6 +20,7 @@ from .methods import TADSR, describe, license_notice
 from .pickles import is_pickle
 from .releases import peft_folder, read_release
 from .sources import read_base, read_prompt, sha256
+from .tagger_weights import main as convert_tagger
 from .weights import TadsrWeights, has_digest, load, save, validate
 
 OFFICIAL_TIMESTEPS, OFFICIAL_LICENSE = TADSR.timesteps, TADSR.license
@@ -98,7 +99,14 @@ def check(path: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tadsr.convert", description=(__doc__ or "").split("\n\n")[0])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument.split("=")[0] == "--ram" for argument in arguments):
+        return convert_tagger(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m tadsr.convert",
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog="With --ram it makes the tagger's file instead: python -m tadsr.convert --ram FILE --help",
+    )
     parser.add_argument("checkpoint", type=Path, help="the authors' file, as tadsr.pkl or osediff.pkl, or folder")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("-o", "--output", type=Path, help="safetensors file to write")

@@ -31,6 +31,16 @@ FOREIGN_KEYS = (  # first match wins: pattern of a key, what such a file is, whe
         f"not supported: it is another network, with its own node packs; {SUPPORTED}",
     ),
     (
+        r"encoder_time\.encoder\.time_embedding\.",
+        "a TADSR weights file",
+        "choose it in Load TADSR Model",
+    ),
+    (
+        r"visual_encoder\.layers\.|tagging_head\.",
+        "a tagger (RAM or DAPE)",
+        "choose the converted file in Prompt from Image (DAPE)",
+    ),
+    (
         r"model\.diffusion_model\.|first_stage_model\.",
         "a Stable Diffusion checkpoint",
         "put it in models/checkpoints and choose it as the base checkpoint",
@@ -46,10 +56,20 @@ FOREIGN_KEYS = (  # first match wins: pattern of a key, what such a file is, whe
         "give the folder above it to python -m tadsr.convert as --base",
     ),
     (r"(encoder|decoder|quant_conv)\.", "a VAE", "put it in models/vae"),
+    (
+        r"(text_model|vision_model|visual|text_projection|transformer\.resblocks)\b",
+        "a CLIP model",
+        "put it in models/text_encoders or models/clip_vision",
+    ),
+    (
+        r"(layers\.\d+\.blocks|blocks\.\d+|stages\.\d+)\.",
+        "another image classifier, such as WD14",
+        "use the nodes made for it; any of them that gives a STRING can make the prompt",
+    ),
 )
-FOREIGN_BYTES = (  # how a file begins, what it is, what to do
-    (b"PK\x03\x04", "a PyTorch pickle (nothing in it was executed)", CONVERT_HINT),
-    (b"\x80", "a Python pickle (nothing in it was executed)", CONVERT_HINT),
+FOREIGN_BYTES = (  # how a file begins, what it is, what to do (nothing: the hint that is given)
+    (b"PK\x03\x04", "a PyTorch pickle (nothing in it was executed)", ""),
+    (b"\x80", "a Python pickle (nothing in it was executed)", ""),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
     (b"<", "a web page", "download the file itself, not the page about it"),
 )
@@ -115,16 +135,16 @@ def _first_match(table: Iterable[tuple[str, str, str]], keys: Sequence[str]) -> 
     return None
 
 
-def describe_keys(keys: Sequence[str]) -> str:
-    """Returns what a safetensors file with these keys is, and where it belongs."""
+def describe_keys(keys: Sequence[str], hint: str = CONVERT_HINT) -> str:
+    """Returns what a safetensors file with these keys is, and where it belongs; `hint` where nothing is known."""
     known = _first_match(FOREIGN_KEYS, keys)
     if known:
         return f"{known[0]}: {known[1]}"
-    return f"something else ({len(keys)} tensors: {', '.join(sorted(keys)[:3])}, ...): {CONVERT_HINT}"
+    return f"something else ({len(keys)} tensors: {', '.join(sorted(keys)[:3])}, ...): {hint}"
 
 
-def describe_bytes(path: Path) -> str:
-    """Returns what a file that is no readable safetensors file seems to be, and what to do."""
+def describe_bytes(path: Path, hint: str = CONVERT_HINT) -> str:
+    """Returns what a file that is no readable safetensors file seems to be, and what to do; `hint`: for a pickle."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(32)
@@ -135,8 +155,8 @@ def describe_bytes(path: Path) -> str:
             return f"a damaged or incomplete safetensors file ({size}{needed} bytes): get it again"
     for magic, what, cure in FOREIGN_BYTES:
         if start.startswith(magic):
-            return f"not a safetensors file but {what}: {cure}"
-    return f"not a safetensors file ({size} bytes): {CONVERT_HINT}"
+            return f"not a safetensors file but {what}: {cure or hint}"
+    return f"not a safetensors file ({size} bytes): {hint}"
 
 
 def _data_end(file: BinaryIO, header_size: int) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -63,6 +64,11 @@ def read_prompt(path: Path) -> Tensor:
             f"a prompt embedding is one tensor (tokens, width) or (1, tokens, width)"
         )
     return tensors[0].reshape(1, *tensors[0].shape[-2:])
+
+
+def read_mapped(path: Path) -> dict[str, Any]:
+    """Returns the tensors of a safetensors file, or the dict of a PyTorch pickle, left in the file until used."""
+    return read_pickle(path) if path.is_file() and is_pickle(path) else _read_tensors(path)
 
 
 def sha256(path: Path) -> str:

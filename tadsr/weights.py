@@ -43,6 +43,7 @@ __all__ = [
     "save",
     "unet_state_dict",
     "validate",
+    "write_tensors",
 ]
 
 FORMAT_VERSION = 1
@@ -150,12 +151,16 @@ def save(path: str | os.PathLike[str], weights: TadsrWeights) -> None:
         COUNTS_FIELD: json.dumps(_count_sections(tensors)),
     }
     header[DIGEST_FIELD] = _digest(tensors, header)
-    path = Path(path)
+    write_tensors(Path(path), tensors, header)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode  # what the user's umask gives; save_file makes files private
-        save_file(tensors, unfinished, header)
+        save_file(dict(tensors), unfinished, header)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
         unfinished.chmod(mode)
