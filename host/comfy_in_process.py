@@ -23,6 +23,7 @@ MODULES = {  # of nodes/: the one place where tests and benchmarks name them
     "compat": "compat",
     "folders": "models.folders",
     "student": "models.student",
+    "tagger": "models.tagger",
     "memory": "running.memory",
     "pictures": "running.pictures",
     "plan": "running.plan",

@@ -12,6 +12,7 @@ from .load_model import TADSRModelLoader
 from .match import TADSRFinish
 from .models.folders import register_weights_folder
 from .one_step import TADSROneStep
+from .prompt_from_image import TADSRPromptFromImage
 from .sample import place_sample
 from .upscale import TADSRUpscale
 
@@ -33,4 +34,5 @@ class TADSRExtension(ComfyExtension):
             TADSREstimate,
             TADSRBlend,
             TADSRPiSABalance,
+            TADSRPromptFromImage,
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import folder_paths
 from comfy_api.latest import io
 from server import PromptServer
@@ -14,7 +12,7 @@ from ..tadsr.weights import TadsrWeights, encoder_state_dict
 from .inputs import CATEGORY, Encoder, precision_input
 from .models.base import WANTED_BASE, load_networks, read_weights
 from .models.encoder import TimeAwareEncoderModel
-from .models.folders import BUNDLED_WEIGHTS, WEIGHTS_FOLDER
+from .models.folders import BUNDLED_WEIGHTS, WEIGHTS_FOLDER, file_identity
 from .models.precision import AUTO, parse_precision
 from .models.student import default_conditioning
 from .models.text_encoder import NoTextEncoder
@@ -73,9 +71,7 @@ class TADSRModelLoader(io.ComfyNode):
         """Returns what changes when a file is replaced under its name, so that it is loaded again."""
         paths = [folder_paths.get_full_path(WEIGHTS_FOLDER, weights)]
         paths += [folder_paths.get_full_path(CHECKPOINTS, base)] if base != NO_BASE else []
-        # Not the time alone: a copy with `cp -p`, or out of an archive, has the time of the original.
-        stats = [(path, os.stat(path)) for path in paths if path and os.path.exists(path)]
-        return str([(path, s.st_mtime_ns, s.st_size, s.st_ino, s.st_ctime_ns) for path, s in stats])
+        return str([file_identity(path) for path in paths])
 
     @classmethod
     def execute(cls, weights: str, base: str, precision: str = AUTO) -> io.NodeOutput:

@@ -76,6 +76,11 @@ def _factor(
         return shortest_side / min(height, width)
     if megapixels:
         return math.sqrt(megapixels * MEGAPIXEL / (height * width))
+    return check_scale(scale)
+
+
+def check_scale(scale: float) -> float:
+    """Returns the enlargement unchanged; raises ValueError outside of those offered."""
     if not MIN_SCALE <= scale <= MAX_SCALE:
         raise ValueError(f"scale is {scale:g}; accepted are {MIN_SCALE:g}..{MAX_SCALE:g}")
     return scale

@@ -36,6 +36,7 @@ CONTRACT = {  # ids and names are in saved workflows: never change them, only ad
     ),
     "TADSRPiSABalance": (["model", "pixel", "semantic"], ["MODEL"]),
     "TADSRBlend": (["images", "position"], ["IMAGE"]),
+    "TADSRPromptFromImage": (["image", "tagger", "text", "form", "scale"], ["STRING"]),
     "TADSREstimate": (
         ["model", "encoder", "vae", "image", "scale", "width", "height", "tile", "overlap"],
         ["STRING", "INT", "INT", "INT", "FLOAT", "FLOAT"],

@@ -18,3 +18,12 @@ def register_weights_folder() -> None:
     folder_paths.add_model_folder_path(WEIGHTS_FOLDER, os.path.join(folder_paths.models_dir, WEIGHTS_FOLDER))
     folder_paths.add_model_folder_path(WEIGHTS_FOLDER, str(BUNDLED_FOLDER))
     folder_paths.folder_names_and_paths[WEIGHTS_FOLDER][1].update(WEIGHTS_EXTENSIONS)
+
+
+def file_identity(path: str | None) -> str:
+    """Returns what changes when a file is replaced under its name; empty where there is none."""
+    if not path or not os.path.exists(path):
+        return ""
+    # Not the time alone: a copy with `cp -p`, or out of an archive, has the time of the original.
+    stat = os.stat(path)
+    return str((path, stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns))
