@@ -58,9 +58,10 @@ def model_inputs(name: str = "model") -> dict[str, Source]:
     return {"model": (name, "MODEL"), "encoder": (name, "ENCODER"), "vae": (name, "VAE")}
 
 
-def upscaler(image: Source = ("photo", "IMAGE"), at: Place = (450, 60), **values: Any) -> Node:
+def upscaler(image: Source = ("photo", "IMAGE"), at: Place = (450, 60), model: str = "model", **values: Any) -> Node:
     """Returns the node that does all steps in one."""
-    return Node(type="TADSRUpscale", at=at, size=(320, 230), values=values, inputs={**model_inputs(), "image": image})
+    inputs = {**model_inputs(model), "image": image}
+    return Node(type="TADSRUpscale", at=at, size=(320, 230), values=values, inputs=inputs)
 
 
 def save(image: Source, at: Place, size: Place = (400, 330), prefix: str = "tadsr") -> Node:
@@ -98,4 +99,33 @@ UPSCALE = Workflow(
         ),
     },
 )
-WORKFLOWS = {"super-resolution-upscale-photo": UPSCALE}
+COMPARE_WEIGHTS = Workflow(
+    thumbnail="last",
+    after="preview",
+    nodes={
+        "photo": photo(),
+        "first": loader(at=(40, 470), title="First weights"),
+        "second": loader(at=(40, 720), title="Second weights: choose another file"),
+        "upscale_first": upscaler(at=(420, 60), model="first", timestep=200, scale=4.0),
+        "upscale_second": upscaler(at=(420, 350), model="second", timestep=800, scale=4.0),
+        "compare": Node(
+            type="ImageCompare",
+            at=(780, 370),
+            size=(420, 340),
+            inputs={"image_a": ("upscale_first", "IMAGE"), "image_b": ("upscale_second", "IMAGE")},
+        ),
+        "sides": side_by_side(("upscale_first", "IMAGE"), ("upscale_second", "IMAGE"), at=(420, 640)),
+        "preview": preview(("sides", "IMAGE"), at=(780, 60), size=(780, 270), title="First and second"),
+        "note": note(
+            "Two weights files on one photograph. It opens with the small model twice, at timesteps 200 and 800.\n\n"
+            "Choose your own files in the two loaders: TADSR, OSEDiff, PiSA-SR, OMGSR-S or HYPIR, each with its base. "
+            "Weights for one timestep take the **timestep 0**: their own. Each loader shows what its file is, and "
+            "its licence.\n\n"
+            "**Compare Images** has a slider in the page's new nodes (Settings, Nodes 2.0); above it both are side by "
+            "side.",
+            at=(1230, 370),
+            size=(330, 400),
+        ),
+    },
+)
+WORKFLOWS = {"super-resolution-upscale-photo": UPSCALE, "super-resolution-compare-weights": COMPARE_WEIGHTS}

@@ -104,6 +104,11 @@ def test_a_workflow_opens_means_what_its_twin_says_and_runs(page: Page, comfy_se
         press_run(page)
         assert outputs_of(page, node_id(name, WORKFLOWS[name].after))["images"]
         assert page.evaluate("app.graph._nodes.filter(node => node.has_errors).map(node => node.type)") == []
+        for key, node in WORKFLOWS[name].nodes.items():
+            if node.type == "ImageCompare":
+                shown = outputs_of(page, node_id(name, key))
+                first, second = (picture(comfy_server, shown[f"{side}_images"][0]) for side in "ab")
+                assert first.size == second.size and first.tobytes() != second.tobytes()
 
 
 def test_the_plain_api_workflow_is_the_first_template_without_its_comparison() -> None:
