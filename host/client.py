@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import HostError, ServerFault, Stopped
+from .errors import BrokeOff, HostError, ServerFault, Stopped
 from .prompt_run import Event, ExecutionFailed, Image, PromptRejected, PromptRun, WatchedPrompt
 
 HTTP_TIMEOUT_SECONDS = 60.0
@@ -134,6 +134,7 @@ class ComfyClient:
     ) -> PromptRun:
         import aiohttp
 
+        watched: WatchedPrompt | None = None
         client_id, started = uuid.uuid4().hex, time.monotonic()
         options = {
             "headers": self.headers,
@@ -151,7 +152,8 @@ class ComfyClient:
                 watched = WatchedPrompt(socket, prompt_id, on_event)
                 events = await self._watch(watched, timeout, stop)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-            raise ServerFault(f"{self.url} broke off: {error or type(error).__name__}") from error
+            kind = ServerFault if watched is None else BrokeOff
+            raise kind(f"{self.url} broke off: {str(error) or type(error).__name__}") from error
         if events[-1].type != "execution_success":
             raise ExecutionFailed(events[-1].data)
         seconds = time.monotonic() - started
@@ -179,7 +181,7 @@ class ComfyClient:
                 if stop.is_set():
                     raise Stopped("stopped")
                 if watched.quiet_seconds() > timeout and not await asyncio.to_thread(self._is_waiting, watched):
-                    raise ServerFault(f"{self.url}: nothing happened to the prompt for {timeout:.0f} s")
+                    raise BrokeOff(f"{self.url}: nothing happened to the prompt for {timeout:.0f} s")
             return following.result()
         except BaseException:
             following.cancel()

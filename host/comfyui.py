@@ -106,7 +106,7 @@ def existing_comfyui(directory: Path) -> Path:
             "Give the folder that holds main.py."
         )
     version = comfyui_version(directory)
-    if _as_numbers(version) < _as_numbers(OLDEST_VERSION):
+    if as_numbers(version) < as_numbers(OLDEST_VERSION):
         raise HostError(f"{directory} is ComfyUI {version}; {OLDEST_VERSION} or newer is needed. Update it.")
     return directory
 
@@ -120,8 +120,9 @@ def comfyui_version(directory: Path) -> str:
     return match.group(1)
 
 
-def _as_numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+def as_numbers(version: str) -> tuple[int, ...]:
+    """Returns the numbers in a version, to compare: "0.30.0" -> (0, 30, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def own_python(directory: Path) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -63,10 +63,12 @@ def chosen_comfyui() -> Path | None:
     return Path(value) if value else None
 
 
-def run_again(runtime: Runtime, script: Path, arguments: Sequence[str]) -> NoReturn:
+def run_again(
+    runtime: Runtime, script: Path, arguments: Sequence[str], variables: Mapping[str, str] | None = None
+) -> NoReturn:
     """Runs `script` in the Python of `runtime`, in place of this process, and ends with its exit code."""
     command = [str(runtime.python), str(script), *arguments]
-    environment = clean_environment(**{INSIDE_VARIABLE: str(runtime.comfyui)})
+    environment = clean_environment(**{INSIDE_VARIABLE: str(runtime.comfyui), **(variables or {})})
     sys.stdout.flush()
     if os.name == "posix":
         os.execve(command[0], command, environment)  # noqa: S606 - our own program

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import HostError, ServerFault
+from .errors import BrokeOff, HostError
 
 _FINAL_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
 
@@ -84,7 +84,7 @@ class WatchedPrompt:
                 self.on_event(event)
             if event.type in _FINAL_EVENTS and event.data.get("prompt_id") == self.prompt_id:
                 return events
-        raise ServerFault("ComfyUI closed the connection before the run ended.")
+        raise BrokeOff("ComfyUI closed the connection before the run ended.")
 
 
 def _event(data: str | bytes) -> Event:

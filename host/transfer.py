@@ -11,7 +11,7 @@ from .carrier import SAVE_DEEP, Carrier
 from .client import RUN_TIMEOUT_SECONDS, ComfyClient
 from .errors import HostError
 from .pictures import Picture, uploads
-from .prompt_run import Event, Image, PromptRun
+from .prompt_run import Event, ExecutionFailed, Image, PromptRun
 
 EventFilter = Callable[[Event], None]
 
@@ -48,6 +48,9 @@ class Transfer:
             prompt = self.carrier.filled(names, alpha=picture.has_alpha, deep_result=deep)
             run = self.client.run(prompt, on_event, self.timeout, stop=stop)
             return self._download(run), run
+        except ExecutionFailed as error:
+            self._forget(str(error.details.get("prompt_id")))
+            raise
         finally:
             self._clear(files)
 
@@ -59,8 +62,11 @@ class Transfer:
             return self.client.view(images[0])
         finally:
             self._clear(images)
-            with contextlib.suppress(HostError):
-                self.client.forget(run.prompt_id)
+            self._forget(run.prompt_id)
+
+    def _forget(self, prompt_id: str) -> None:
+        with contextlib.suppress(HostError):
+            self.client.forget(prompt_id)
 
     def _clear(self, files: Iterable[Image]) -> None:
         for file in files:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from host import comfy_in_process, torch_import_shim
+from host.batch import BatchOptions
 from host.comfy_in_process import InProcessComfy
 from host.comfyui import DEFAULT_VERSION, existing_comfyui, fetch_comfyui
 from host.server import PACK, PACK_NAME, ComfyServer
@@ -80,6 +83,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[st
 
     lpips_network("vgg")  # runs load their own
     return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def inverting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Somebody's own workflow, which takes no time."""
+    workflow = {
+        "7": {"class_type": "LoadImage", "inputs": {"image": "x.png"}},
+        "8": {"class_type": "ImageInvert", "inputs": {"image": ["7", 0]}, "_meta": {"title": "Turn round"}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
+    }
+    file = tmp_path_factory.mktemp("workflow") / "own.json"
+    file.write_text(json.dumps(workflow))
+    return file
+
+
+@pytest.fixture
+def invert(inverting: Path, comfy_server: ComfyServer) -> Callable[..., BatchOptions]:
+    """Gives the options of a batch that inverts, by default on the tests' server."""
+
+    def options(**changes: Any) -> BatchOptions:
+        return BatchOptions(**{"workflow": inverting, "servers": [comfy_server.url], **changes})
+
+    return options
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 DOCUMENTS = (
-    *("README.md", "CONTRIBUTING.md", "docs/bundled-model.md", "docs/bundled-model-log.md", "docs/degradation.md"),
+    *(
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/batch.md",
+        "docs/bundled-model.md",
+        "docs/bundled-model-log.md",
+        "docs/degradation.md",
+    ),
     *("docs/memory.md", "docs/performance.md", "docs/photographs.md", "docs/training.md", "training/presets/README.md"),
 )
 

@@ -1,0 +1,5 @@
+"""Folders of pictures through ComfyUI's API: on one server, several, or a Ray cluster (`upscale_folder`)."""
+
+from .run import BatchOptions, BatchReport, Watcher, upscale_folder
+
+__all__ = ["BatchOptions", "BatchReport", "Watcher", "upscale_folder"]
