@@ -18,7 +18,7 @@ from training.config.train_config import PRESETS, load_config
 from training.run.loop import WEIGHTS_NAME
 from training.train import USER_ERRORS, train
 
-WITHOUT = ("realism_weight=0",)  # what the paper's training has not
+WITHOUT = ("adversarial_weight=0",)  # what the paper's training has not
 ROWS = {
     "full": (),
     "without-tae": ("time_aware=false",),

@@ -68,10 +68,9 @@ class PartClock:
 def measure(config: TrainConfig, steps: int) -> str:
     """Returns a Markdown table of `steps` steps after a warm-up."""
     accelerator, clock = Accelerator(mixed_precision=config.mixed_precision), PartClock()
-    trainer = Trainer(
-        build_run(config, open_data(config, accelerator.device.type), accelerator), accelerator, clock=clock
-    )
-    clock.time_decoding(trainer.run.student.decoder)
+    run = build_run(config, open_data(config, accelerator.device.type), accelerator, clock)
+    clock.time_decoding(run.student.module.decoder)
+    trainer = Trainer(run, accelerator, clock=clock)
     started = total = 0.0
     for number, batches in enumerate(trainer.steps()):
         if number == WARM_UP_STEPS:

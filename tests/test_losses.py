@@ -11,6 +11,7 @@ from test_teacher import TOLERANCE, one_adapter, reference_teacher, relative_err
 from torch import Tensor
 
 from tadsr.schedule import alpha_bar, teacher_timestep
+from training.config.train_config import GUIDANCE
 from training.networks.teacher import Teacher
 from training.objective.losses import (
     Tavsd,
@@ -21,7 +22,7 @@ from training.objective.losses import (
     diffusion_loss,
     guidance_scale,
     mse,
-    shifted,
+    shared_crop,
     tavsd,
 )
 
@@ -73,7 +74,7 @@ def recorded(shared_reference: Path) -> dict[str, Tensor]:
 def distill(teacher: Teacher, recorded: dict[str, Tensor], name: str, z0: Tensor) -> Tavsd:
     """Returns the distillation at the recorded noise and teacher timesteps."""
     prompts = recorded["prompt_embeds"], recorded["neg_prompt_embeds"]
-    return tavsd(z0, recorded[f"{name}.noise"], recorded[f"{name}.tv"], teacher, teacher.teach, *prompts)
+    return tavsd(z0, recorded[f"{name}.noise"], recorded[f"{name}.tv"], teacher, teacher.teach, *prompts, GUIDANCE)
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -95,12 +96,12 @@ def test_tavsd_matches_the_official_numbers(
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_images_are_shifted_alike() -> None:
+def test_images_are_shared_crop_alike() -> None:
     image = torch.arange(16.0).expand(1, 3, 16, 16) + 16 * torch.arange(16.0)[:, None]
-    part, same = shifted((image, image.clone()), 2, 5, 7)
+    part, same = shared_crop((image, image.clone()), 2, 5, 7)
     assert torch.equal(part, same) and part.shape == (1, 3, 9, 9)
     assert part[0, 0, 0, 0].item() == 16 * 2 + 5 and part[0, 0, 8, 8].item() == 16 * 10 + 13
-    assert torch.equal(shifted((image,), 0, 0, 0)[0], image)
+    assert torch.equal(shared_crop((image,), 0, 0, 0)[0], image)
 
 
 def test_weaker_guidance_pulls_less() -> None:
@@ -122,7 +123,7 @@ def test_guidance_is_that_of_the_recorded_report(shared_reference: Path) -> None
     report = json.loads((shared_reference / "losses_S64_report.json").read_text())
     for draw in DRAWS:
         expected = report[f"tavsd.official.{draw}."]
-        scale = guidance_scale(torch.tensor(expected["tv"]))
+        scale = guidance_scale(torch.tensor(expected["tv"]), GUIDANCE)
         assert torch.allclose(scale, torch.tensor(expected["cfg"])), f"guidance of draw {draw}"
 
 
@@ -140,7 +141,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss() -> None:
 
     noise, context = torch.ones(2, 4, 2, 2), torch.zeros(2, 1, 1)
     z0 = torch.zeros(2, 4, 2, 2, requires_grad=True)
-    result = tavsd(z0, noise, torch.tensor([0, 0]), score, score, context, context)
+    result = tavsd(z0, noise, torch.tensor([0, 0]), score, score, context, context, GUIDANCE)
     result.loss.sum().backward()
     assert result.loss.tolist() == [0, 0] and z0.grad is not None and not z0.grad.any()
 

@@ -24,6 +24,7 @@ from tadsr.errors import WeightsError
 from tadsr.keys import rename, vae_table_of
 from tadsr.schedule import teacher_timestep
 from tadsr.weights import Metadata, TadsrWeights, load, save
+from training.config.train_config import GUIDANCE
 from training.mini.export import weights_from_student
 from training.networks.base import Base, LatentDecoder, load_base
 from training.networks.lora import cast_frozen
@@ -82,7 +83,7 @@ def test_a_training_step_matches_the_official_numbers(
     x0, image = student(recorded["x_src"], timesteps, prompts[0], recorded["eps"])
     reconstruction = blurred_mse(image, recorded["x_tgt"], timesteps).mean()
     t_v = teacher_timestep(timesteps)
-    distillation = tavsd(x0, step_noise(recorded), t_v, teacher, teacher.teach, *prompts).loss.mean()
+    distillation = tavsd(x0, step_noise(recorded), t_v, teacher, teacher.teach, *prompts, GUIDANCE).loss.mean()
     (reconstruction + distillation).backward()
     assert relative_error(image, recorded["pred"]) <= TOLERANCE
     assert relative_error(x0, recorded["latents_pred"]) <= TOLERANCE

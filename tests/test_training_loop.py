@@ -39,7 +39,7 @@ def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_every_trained_tensor_moves_and_the_weights_file_holds_them(inputs: dict[str, Path], whole: Path) -> None:
-    start = {f"student.{k}": p for k, p in trainer(few_steps(inputs, whole)).run.student.trainable().items()}
+    start = {f"student.{k}": p for k, p in trainer(few_steps(inputs, whole)).run.student.parameters.items()}
     end = final_tensors(whole)
     still = [key for key, before in start.items() if torch.equal(before, end[key])]
     assert not still, f"{len(still)} of {len(start)} tensors were not trained: {still[:3]}"
@@ -149,14 +149,15 @@ def test_losses_that_are_no_numbers_are_skipped_and_then_end_the_run(inputs: dic
     started.train()
     broken = trainer(few_steps(inputs, tmp_path, steps=6, max_bad_steps=3, save_every=1000))
     broken.resume()
-    next(iter(broken.run.student.trainable().values())).data.fill_(float("nan"))
-    good = {name: p.clone() for name, p in broken.run.teacher.trainable().items()}
+    next(iter(broken.run.student.parameters.values())).data.fill_(float("nan"))
+    assert broken.run.teacher is not None
+    good = {name: p.clone() for name, p in broken.run.teacher.parameters.items()}
     with pytest.raises(TrainingStopped) as stopped:
         broken.train()
     message = str(stopped.value)
     assert "step 4" in message and "3 times in a row" in message and "step-00000001" in message
     assert message.count(".png") == 2, f"the samples are not named: {message}"
-    assert all(torch.equal(p, good[name]) for name, p in broken.run.teacher.trainable().items())
+    assert all(torch.equal(p, good[name]) for name, p in broken.run.teacher.parameters.items())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[str],
     config = load_config(PRESETS / "smoke.yaml", (), **paths)
     weights = train(config)
     trained = build(config)
-    load_student_weights(trained.student, load(weights))
+    load_student_weights(trained.student.module, load(weights))
     return trained
 
 
@@ -59,9 +59,9 @@ def held_out_losses(run: Run) -> tuple[float, float]:
         sample = run.data.validation[index]
         context = run.context((sample.prompt,))
         for timestep in (torch.tensor([t]) for t in run.config.validation_timesteps):
-            image = run.student(sample.lq[None], timestep, context).image
+            image = run.student.module(sample.lq[None], timestep, context).image
             mse.append(blurred_mse(image, sample.hq[None], timestep).item())
-            lpips.append(run.perceptual(image, sample.hq[None]).item())
+            lpips.append(run.objective.perceptual(image, sample.hq[None]).item())
     return sum(mse) / len(mse), sum(lpips) / len(lpips)
 
 

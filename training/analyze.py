@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tadsr.schedule import DEFAULT_TIMESTEP
-from training.config.train_config import TrainConfig
+from training.config.train_config import from_saved
 from training.evaluate import TIMESTEPS, Sample, positive, read_sample, timesteps_in
 from training.evaluation.figures import draw_scatter, draw_sheet, draw_statistics
 from training.evaluation.test_set import find_pictures
@@ -32,7 +32,7 @@ from training.networks.inference import Restorer
 from training.networks.teacher import Teacher
 from training.objective.losses import Tavsd, tavsd
 from training.randomness import sample_noise
-from training.run.build import build_prompts
+from training.run.build import build_prompts, build_teacher
 from training.run.checkpoint import NAME, Checkpoint, CheckpointError
 
 SEED = 0  # of the noise in which teacher and fake score look
@@ -86,15 +86,14 @@ def load_scores(path: Path, base: Path | None = None, device: torch.device | str
     if named is None or not path.is_dir():
         raise CheckpointError(f"{path} is no training checkpoint; accepted: a folder RUN/checkpoints/step-...")
     checkpoint = Checkpoint(int(named[1]), path)
-    config = TrainConfig(**checkpoint.state()["config"])
+    config = from_saved(checkpoint.state()["config"])
     if config.distillation == "none":
         raise CheckpointError(f"{path} was trained without distillation, so it has no fake score")
     if base is not None:
         config = replace(config, base=base)
     texts = [config.prompt, config.negative_prompt]
     prompts = build_prompts(config, texts, "cpu")
-    unet = load_base(config.base).unet
-    teacher = Teacher(unet, rank=config.rank, alpha=config.alpha, adapters=config.fake_score_adapters)
+    teacher = build_teacher(config, load_base(config.base))
     checkpoint.copy_into(teacher.trainable(), checkpoint.tensors(), "fake_score.")
     context, negative = (prompts.batch([text]).to(device) for text in texts)
     return Scores(teacher.to(device).eval(), context, negative, config.guidance)

@@ -17,8 +17,6 @@ import yaml
 
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, TEACHER_GAMMA, TEACHER_LAMBDA
 from training.config.parsing import ConfigError, Span, accepted, typed
-from training.networks.discriminator import SMALLEST_SIDE as SMALLEST_JUDGED
-from training.objective.losses import GUIDANCE
 
 PRESETS = Path(__file__).parents[1] / "presets"
 EXTENDS = "extends"  # key of a preset that names the one it starts from
@@ -28,6 +26,10 @@ NEGATIVE_PROMPT = (  # C
     "blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, jpeg artifacts, deformed, "
     "lowres, over-smooth"
 )
+GUIDANCE = 7.5  # C: of the teacher at timestep 0
+SMALLEST_DISCRIMINATED = 24  # pixels of a side: three of the coarsest features that the discriminator looks at
+RENAMED = {"realism_weight": "adversarial_weight", "judge_learning_rate": "discriminator_learning_rate"}
+"""Keys of runs that began before they were renamed."""
 
 Share = Annotated[float, Span(0, 1)]
 Weight = Annotated[float, Span(0, 1e6)]
@@ -113,10 +115,10 @@ class TrainConfig:
     lpips_weight: Weight = 2.0
     """Weight of LPIPS with VGG (C)."""
     lpips_shift: Annotated[int, Span(0, 15)] = 0
-    """LPIPS looks at crops smaller by so many pixels, at random places (ours; C: 0): `losses.shifted`."""
+    """LPIPS looks at crops smaller by so many pixels, at random places (ours; C: 0): `losses.shared_crop`."""
     distillation_weight: Weight = 1.0
     """Weight of the score distillation (C; P eq. 9 gives no value)."""
-    realism_weight: Weight = 0.0
+    adversarial_weight: Weight = 0.0
     """Weight, at timestep 999, of a discriminator on LPIPS's features; below in proportion to it (ours; P, C: 0)."""
 
     learning_rate: Rate = 5e-5
@@ -125,8 +127,8 @@ class TrainConfig:
     """The same for the encoder's time layers alone; null: as `learning_rate` (C). Small models need less."""
     fake_learning_rate: Rate = 5e-5
     """The same for the fake-score model (C)."""
-    judge_learning_rate: Rate = 4e-4
-    """The same for the discriminator of `realism_weight` (ours)."""
+    discriminator_learning_rate: Rate = 4e-4
+    """The same for the discriminator of `adversarial_weight` (ours)."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay of the mean and of the mean square of gradients (C)."""
     weight_decay: Rate = 0.01
@@ -181,9 +183,9 @@ class TrainConfig:
             raise ConfigError(f"crop is {self.crop}; accepted: multiples of 8 and of scale ({self.scale})")
         if self.batch % self.micro_batch:
             raise ConfigError(f"micro_batch is {self.micro_batch}; accepted: divisors of batch ({self.batch})")
-        if self.realism_weight and self.crop - self.lpips_shift < SMALLEST_JUDGED:
-            least = -(-(SMALLEST_JUDGED + self.lpips_shift) // 8) * 8
-            raise ConfigError(f"crop is {self.crop}; accepted with realism_weight: from {least}")
+        if self.adversarial_weight and self.crop - self.lpips_shift < SMALLEST_DISCRIMINATED:
+            least = -(-(SMALLEST_DISCRIMINATED + self.lpips_shift) // 8) * 8
+            raise ConfigError(f"crop is {self.crop}; accepted with adversarial_weight: from {least}")
         if self.validate_every and not self.validation_count:
             raise ConfigError("validation_count is 0; accepted: from 1, or 0 with validate_every=0")
 
@@ -260,7 +262,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"preset {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"preset {path} holds {str(content)[:40]!r}; accepted: lines of `key: value`")
-    return content
+    return _with_new_names(content)
 
 
 def _preset_names() -> str:
@@ -275,8 +277,13 @@ def _check_keys(keys: Iterable[str], where: str) -> None:
 
 
 def as_saved(config: TrainConfig) -> dict[str, Any]:
-    """Returns all fields in JSON's types: paths as text, tuples as lists. `TrainConfig(**as_saved(c)) == c`."""
+    """Returns all fields in JSON's types: paths as text, tuples as lists."""
     return {key: _as_json(getattr(config, key)) for key in HINTS}
+
+
+def from_saved(saved: Mapping[str, Any]) -> TrainConfig:
+    """Returns the config that `as_saved` was given; raises ConfigError."""
+    return TrainConfig(**_with_new_names(saved))
 
 
 def _as_json(value: Any) -> Any:
@@ -295,11 +302,15 @@ def differences(saved: Mapping[str, Any], current: TrainConfig) -> dict[str, tup
 
     saved: what `as_saved` returned when the run began. A key that one of the two lacks counts as None there.
     """
-    now = as_saved(current)
-    changed = [key for key in now | dict(saved) if saved.get(key) != now.get(key)]
+    now, saved = as_saved(current), _with_new_names(saved)
+    changed = [key for key in now | saved if saved.get(key) != now.get(key)]
     same_data = _held_out(saved) == _held_out(now)
     free = {*MAY_CHANGE, *(VALIDATION_SET if same_data else ())}
     return {key: (saved.get(key), now.get(key)) for key in changed if key not in free}
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {RENAMED.get(key, key): value for key, value in values.items()}
 
 
 def _held_out(values: Mapping[str, Any]) -> int:

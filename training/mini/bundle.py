@@ -21,9 +21,9 @@ from training.data.prompts import LEARNED_PROMPT
 from training.mini.export import LICENSE, NAME
 from training.networks.base import load_base
 from training.networks.student import student_weights
-from training.run.build import build_networks
+from training.run.build import STUDENT, build_networks
 from training.run.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from training.run.loop import CHECKPOINTS_FOLDER, STUDENT, WEIGHTS_NAME
+from training.run.loop import CHECKPOINTS_FOLDER, WEIGHTS_NAME
 from training.run.optimizer_state import load_parameters
 from training.train import CONFIG_NAME
 

@@ -25,14 +25,14 @@ from training.metrics.lpips import LPIPS
 from training.mini.networks import MiniStudent
 from training.mini.pretraining import Losses, PretrainingConfig, Stage, pretrain, read_options
 from training.mini.start import follow_timestep
-from training.networks.discriminator import Discriminator, hinge_loss, judged, realism_loss
-from training.objective.losses import shifted
+from training.networks.discriminator import Discriminator, chosen, discriminator_loss, generator_loss
+from training.objective.losses import shared_crop
 
 VAE_FILE = "vae.safetensors"
 NETWORKS = "networks."  # of the stage's parameters
 DECODER_PARTS = ("decoder.", "post_quant_conv.")  # of MiniStudent
 VAE_PARTS = ("encoder.", *DECODER_PARTS)
-LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `training.objective.losses.shifted`
+LPIPS_SHIFT = 7  # pixels; VGG has pooled 8-fold at its third compared layer, see `losses.shared_crop`
 IN_BLOCK = re.compile(r"\.(conv1|conv2|norm1|norm2)\.")  # what residual blocks add to their shortcuts
 MEASURED_PICTURES = 64
 
@@ -92,7 +92,7 @@ class VaeStage(Stage):
         l1 = (result - hq).abs().mean()
         count = config.lpips_samples
         top, left = torch.randint(LPIPS_SHIFT + 1, (2,)).tolist()
-        parts = shifted((result[:count], hq[:count]), top, left, LPIPS_SHIFT)
+        parts = shared_crop((result[:count], hq[:count]), top, left, LPIPS_SHIFT)
         with torch.autocast(hq.device.type, torch.bfloat16) if config.lpips_precision == "bf16" else nullcontext():
             ours, real = ([feature.float() for feature in self.perceptual.features(part)] for part in parts)
         lpips = self.perceptual.distance(ours, real).mean()
@@ -102,9 +102,9 @@ class VaeStage(Stage):
         if progress < config.judge_from:
             return Losses(loss, None, shown)
         assert self.judge is not None
-        ours, real = judged(ours), judged(real)
-        realism = realism_loss(self.judge(ours)).mean()
-        own = hinge_loss(self.judge(real), self.judge([feature.detach() for feature in ours])).mean()
+        ours, real = chosen(ours), chosen(real)
+        realism = generator_loss(self.judge(ours)).mean()
+        own = discriminator_loss(self.judge(real), self.judge([feature.detach() for feature in ours])).mean()
         loss = loss + config.realism_weight * realism
         return Losses(loss, own, shown | {"realism": realism, "judged": own})
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tadsr.schedule import add_noise, x0_from_noise
 
 BLUR_STEP = 200  # paper, equation 14: the kernel grows every 200 timesteps
-GUIDANCE, GUIDANCE_STEP = 7.5, 200  # behaviour of the official code: 7.5 at teacher timestep 0, 1 more every 200
+GUIDANCE_STEP = 200  # behaviour of the official code: 1 more every 200 timesteps
 WEIGHT_FLOOR = 1e-6  # keeps a student that equals its teacher from a division by 0; latents are about 1
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -71,7 +71,7 @@ def mse(result: Tensor, target: Tensor) -> Tensor:
     return (result - target).square().mean(dim=(1, 2, 3))
 
 
-def guidance_scale(teacher_timestep: Tensor, guidance: float = GUIDANCE) -> Tensor:
+def guidance_scale(teacher_timestep: Tensor, guidance: float) -> Tensor:
     """Returns the scale of classifier-free guidance, guidance + t_v / 200, per sample (B,)."""
     return guidance + teacher_timestep / GUIDANCE_STEP
 
@@ -95,7 +95,7 @@ def tavsd(
     teacher: Score,
     context: Tensor,
     negative: Tensor,
-    guidance: float = GUIDANCE,
+    guidance: float,
 ) -> Tavsd:
     """Returns the time-aware variational score distillation of the student's latents (paper, equations 3 and 6).
 
@@ -107,8 +107,10 @@ def tavsd(
     with torch.no_grad():
         z_t = add_noise(z0, noise, teacher_timestep)
         x0_fake = x0_from_noise(z_t, fake_score(z_t, teacher_timestep, context), teacher_timestep)
-        led = guided(teacher, z_t, teacher_timestep, context, negative, guidance_scale(teacher_timestep, guidance))
-        x0_real = x0_from_noise(z_t, led, teacher_timestep)
+        guided_noise = guided(
+            teacher, z_t, teacher_timestep, context, negative, guidance_scale(teacher_timestep, guidance)
+        )
+        x0_real = x0_from_noise(z_t, guided_noise, teacher_timestep)
         weight = (z0 - x0_real).abs().mean(dim=(1, 2, 3)).clamp(min=WEIGHT_FLOOR)
         gradient = (x0_fake - x0_real) / weight[:, None, None, None]
     target_distance = z0 - z0.detach() + gradient  # g, with the gradient of z0
@@ -131,7 +133,7 @@ def diffusion_loss(fake_score: Score, z0: Tensor, noise: Tensor, timestep: Tenso
     return (fake_score(z_t, timestep, context) - noise).square().mean(dim=(1, 2, 3))
 
 
-def shifted(images: Sequence[Tensor], top: int, left: int, room: int) -> list[Tensor]:
+def shared_crop(images: Sequence[Tensor], top: int, left: int, room: int) -> list[Tensor]:
     """Returns the part of each image, (B, C, H, W), that begins at (top, left), `room` pixels less high and wide.
 
     With top and left drawn from 0..room, a perceptual network's pooling grid lies anywhere on the decoder's. Where

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,17 @@ from training.data.prompts import PromptBook
 from training.metrics.lpips import LPIPS
 from training.networks.base import Base, load_base
 from training.networks.discriminator import Discriminator
+from training.networks.inference import Restorer
 from training.networks.lora import cast_frozen
 from training.networks.student import Student, load_student_weights, student_weights
 from training.networks.teacher import Teacher
-from training.objective.objective import MicroBatch, Networks
+from training.objective.objective import Clock, MicroBatch, Objective, no_clock
+from training.objective.settings import LossSettings
 from training.randomness import seeded
+from training.run.optimizer import TrainedNetwork, trained_network
 
 NAME = "TADSR"
+STUDENT, FAKE_SCORE, DISCRIMINATOR = "student", "fake_score", "judge"  # names of a checkpoint's parts
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -58,32 +62,22 @@ class Run:
     data: Data
     prompts: PromptBook
     base: Base
-    student: Student
-    teacher: Teacher
-    perceptual: LPIPS
-    discriminator: Discriminator
+    objective: Objective
+    student: TrainedNetwork[Student]
+    teacher: TrainedNetwork[Teacher] | None  # what is trained of it is the fake score; None without distillation
+    discriminator: TrainedNetwork[Discriminator] | None  # None without `adversarial_weight`
+    autocast: Callable[[], AbstractContextManager[Any]]  # of the student's networks where they are called one by one
 
-    def wrap(self, accelerator: Accelerator) -> Networks:
-        """Moves the networks to the device, and wraps those that are trained for autocast and several processes."""
-        self.perceptual.to(accelerator.device)
-        distilled = self.config.distillation != "none"
-        judged = self.config.realism_weight > 0
-        self.teacher.to(accelerator.device if distilled else "cpu")
-        return Networks(
-            student=accelerator.prepare_model(self.student),
-            fake_score=accelerator.prepare_model(self.teacher) if distilled else self.teacher,
-            teacher=self.teacher,
-            perceptual=self.perceptual,
-            perceptual_autocast=lambda: self._perceptual_autocast(accelerator),
-            discriminator=self.discriminator,
-            judge=accelerator.prepare_model(self.discriminator) if judged else self.discriminator,
-        )
+    @property
+    def trained(self) -> list[TrainedNetwork[Any]]:
+        """The networks that are trained, as checkpoints hold them."""
+        networks = (self.student, self.teacher, self.discriminator)
+        return [network for network in networks if network is not None]
 
-    def _perceptual_autocast(self, accelerator: Accelerator) -> AbstractContextManager[Any]:
-        precision = self.config.lpips_precision
-        if precision == "auto":
-            return accelerator.autocast()
-        return torch.autocast(accelerator.device.type, HALF[precision])
+    def restorer(self) -> Restorer:
+        """Returns the student as it is now, for pictures of any size; to be called under `autocast`."""
+        student = self.student.module
+        return Restorer(student.encoder, student.unet, student.decoder, prompt=None)
 
     def micro_batch(self, batch: Batch, device: torch.device) -> MicroBatch:
         """Returns a batch of the data with its prompts' embeddings, on the device."""
@@ -124,7 +118,7 @@ class Run:
             extra={"steps": str(step), "base_sha256": self.base.sha256, "distillation": config.distillation},
         )
         base = self.base if config.self_contained else None
-        return student_weights(self.student, metadata, prompt=self.prompts.batch([config.prompt]), base=base)
+        return student_weights(self.student.module, metadata, prompt=self.prompts.batch([config.prompt]), base=base)
 
 
 def open_data(config: TrainConfig, device: str) -> Data:
@@ -155,8 +149,8 @@ def open_data(config: TrainConfig, device: str) -> Data:
     return Data(training, validation, (*training.skipped, *skipped))
 
 
-def build_run(config: TrainConfig, data: Data, accelerator: Accelerator) -> Run:
-    """Returns the run of a config; raises PromptError and WeightsError (all of them ValueErrors)."""
+def build_run(config: TrainConfig, data: Data, accelerator: Accelerator, clock: Clock = no_clock) -> Run:
+    """Returns the run of a config, on the device; raises PromptError and WeightsError (all of them ValueErrors)."""
     with accelerator.main_process_first():  # the others find the embeddings in the cache
         texts = [config.prompt, config.negative_prompt, *data.training.texts, *data.validation.texts]
         prompts = build_prompts(config, texts, accelerator.device.type)
@@ -164,10 +158,40 @@ def build_run(config: TrainConfig, data: Data, accelerator: Accelerator) -> Run:
     student, teacher = build_networks(config, base)
     if config.mixed_precision in HALF:
         for network in (student, teacher):
-            cast_frozen(network, HALF[config.mixed_precision])
+            if network is not None:
+                cast_frozen(network, HALF[config.mixed_precision])
+    trained = partial(trained_network, config=config, accelerator=accelerator)
+    return Run(
+        config=config,
+        data=data,
+        prompts=prompts,
+        base=base,
+        objective=build_objective(config, student.downscale, accelerator, clock),
+        student=trained(STUDENT, student, config.learning_rate),
+        teacher=None if teacher is None else trained(FAKE_SCORE, teacher, config.fake_learning_rate),
+        discriminator=build_discriminator(config, accelerator),
+        autocast=lambda: accelerator.autocast(),
+    )
+
+
+def build_objective(config: TrainConfig, downscale: int, accelerator: Accelerator, clock: Clock) -> Objective:
+    """Returns the losses, with LPIPS on the device."""
+    precision, device = config.lpips_precision, accelerator.device
+
+    def autocast() -> AbstractContextManager[Any]:
+        return accelerator.autocast() if precision == "auto" else torch.autocast(device.type, HALF[precision])
+
+    perceptual = LPIPS(net="vgg").to(device)
+    return Objective(LossSettings.of(config), perceptual, downscale, autocast, clock)
+
+
+def build_discriminator(config: TrainConfig, accelerator: Accelerator) -> TrainedNetwork[Discriminator] | None:
+    """Returns a new discriminator; None where it has no weight."""
+    if not config.adversarial_weight:
+        return None
     with seeded(config.seed, "discriminator"):
         discriminator = Discriminator()
-    return Run(config, data, prompts, base, student, teacher, LPIPS(net="vgg"), discriminator)
+    return trained_network(DISCRIMINATOR, discriminator, config.discriminator_learning_rate, config, accelerator)
 
 
 def build_prompts(config: TrainConfig, texts: Sequence[str], device: str) -> PromptBook:
@@ -175,8 +199,11 @@ def build_prompts(config: TrainConfig, texts: Sequence[str], device: str) -> Pro
     return PromptBook.build(texts, config.base, config.text_encoder, cache_directory() / "training", device)
 
 
-def build_networks(config: TrainConfig, base: Base) -> tuple[Student, Teacher]:
-    """Returns the student and the teacher with its fake score; the teacher takes over the base's UNet."""
+def build_networks(config: TrainConfig, base: Base) -> tuple[Student, Teacher | None]:
+    """Returns the student and the teacher with its fake score, which takes over the base's UNet.
+
+    Without distillation there is no teacher.
+    """
     student = Student(
         base,
         rank=config.rank,
@@ -188,13 +215,19 @@ def build_networks(config: TrainConfig, base: Base) -> tuple[Student, Teacher]:
     )
     if config.init_weights is not None:
         load_student_weights(student, load(config.init_weights))
+    if config.gradient_checkpointing:
+        student.enable_checkpointing()
+    return student, None if config.distillation == "none" else build_teacher(config, base)
+
+
+def build_teacher(config: TrainConfig, base: Base) -> Teacher:
+    """Returns the teacher with its fake score."""
     teacher = Teacher(
         base.unet, rank=config.rank, alpha=config.alpha, adapters=config.fake_score_adapters, seed=config.seed
     )
     if config.gradient_checkpointing:
-        student.enable_checkpointing()
         teacher.enable_checkpointing()
-    return student, teacher
+    return teacher
 
 
 def skipped_lines(skipped: tuple[Skipped, ...], shown: int) -> list[str]:

@@ -16,7 +16,7 @@ from training.networks.teacher import Teacher
 from training.run.build import build_networks, build_prompts, open_data, skipped_lines
 
 GIB = 2**30
-OPTIMISER_COPIES = 3  # of a trained parameter besides itself: its gradient and AdamW's two moments
+OPTIMIZER_COPIES = 3  # of a trained parameter besides itself: its gradient and AdamW's two moments
 PROBE_SIDE = 64  # pixels of the crop on which activations are counted
 HALF_BYTES, FULL_BYTES = 2, 4
 SKIPPED_SHOWN = 5
@@ -49,7 +49,7 @@ def describe(config: TrainConfig) -> str:
 
 
 def memory(
-    config: TrainConfig, student: Student, teacher: Teacher, perceptual: LPIPS, context: Tensor
+    config: TrainConfig, student: Student, teacher: Teacher | None, perceptual: LPIPS, context: Tensor
 ) -> tuple[int, int, int]:
     """Returns estimated bytes of weights, of gradients and optimisers, and of kept activations, in one process.
 
@@ -57,8 +57,8 @@ def memory(
     where no fused kernel is used, makes it more; what the kernels need for themselves is not in it.
     """
     frozen_bytes = FULL_BYTES if config.mixed_precision == "no" else HALF_BYTES
-    networks: list[nn.Module] = [student, perceptual, *([teacher] if config.distillation != "none" else [])]
-    networks += [Discriminator()] if config.realism_weight else []
+    networks: list[nn.Module] = [student, perceptual, *([] if teacher is None else [teacher])]
+    networks += [Discriminator()] if config.adversarial_weight else []
     trained = sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for network in networks for p in network.parameters() if not p.requires_grad)
     pixels = config.micro_batch * config.crop**2
@@ -66,7 +66,7 @@ def memory(
     if config.mixed_precision != "no":
         per_pixel *= HALF_BYTES / FULL_BYTES
     weights = frozen * frozen_bytes + trained * FULL_BYTES
-    return weights, OPTIMISER_COPIES * trained * FULL_BYTES, round(pixels * per_pixel)
+    return weights, OPTIMIZER_COPIES * trained * FULL_BYTES, round(pixels * per_pixel)
 
 
 def activation_bytes(student: Student, context: Tensor) -> int:
@@ -85,7 +85,9 @@ def activation_bytes(student: Student, context: Tensor) -> int:
     return sum(size for address, size in kept.items() if address not in parameters)
 
 
-def _millions(network: nn.Module, *, frozen: bool = False) -> str:
+def _millions(network: nn.Module | None, *, frozen: bool = False) -> str:
+    if network is None:
+        return "none"
     return f"{_count(p for p in network.parameters() if p.requires_grad != frozen) / 1e6:.2f} M parameters"
 
 

@@ -7,35 +7,33 @@ micro batches and a resume change nothing but the order of floating-point sums.
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tadsr.weights import save as save_weights
 from training.config.parsing import ConfigError
 from training.config.train_config import as_saved, differences
 from training.data import Batch, StepBatches, collate, worker_init
-from training.objective.objective import Clock, Judged, MicroBatch, fake_score_loss, judge_loss, no_clock, student_loss
+from training.networks.teacher import Teacher
+from training.objective.objective import Clock, MicroBatch, no_clock
 from training.run.build import Run
 from training.run.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from training.run.interrupt import catching_signals
 from training.run.log import Progress
-from training.run.optimizer import Part, make_part
-from training.run.optimizer_state import load_optimizer, optimizer_tensors
+from training.run.optimizer import TrainedNetwork
 from training.run.validation import validate
 
 WEIGHTS_NAME = "tadsr.safetensors"
 CHECKPOINTS_FOLDER = "checkpoints"
-STUDENT = "student"  # the part of a checkpoint that the weights are made of
 
 
 class TrainingStopped(RuntimeError):
@@ -57,30 +55,16 @@ class Trainer:
     """A run, from its last checkpoint or its start to its last step."""
 
     def __init__(self, run: Run, accelerator: Accelerator, *, clock: Clock = no_clock) -> None:
+        """clock: that of the run's objective, for the other parts of a step."""
         self.run, self.config, self.accelerator, self.clock = run, run.config, accelerator, clock
-        self.networks = run.wrap(accelerator)
-        config = self.config
-        device = accelerator.device.type
-        self.student_part = make_part(STUDENT, run.student.trainable(), config.learning_rate, config, device)
-        self.parts = [self.student_part]
-        if config.distillation != "none":
-            fake_parameters, rate = run.teacher.trainable(), config.fake_learning_rate
-            self.fake_part = make_part("fake_score", fake_parameters, rate, config, device)
-            self.parts.append(self.fake_part)
-        self.judge_part: Part | None = None
-        if config.realism_weight:
-            judge = dict(run.discriminator.named_parameters())
-            self.judge_part = make_part("judge", judge, config.judge_learning_rate, config, device)
-            self.parts.append(self.judge_part)
-        self.checkpoints = Checkpoints(config.output / CHECKPOINTS_FOLDER, config.keep, writes=self._is_main)
+        self.checkpoints = Checkpoints(self.config.output / CHECKPOINTS_FOLDER, self.config.keep, writes=self._is_main)
         self.counters = Counters()
-        self.stop_requested = False
 
     def train(self) -> Path:
         """Runs to `config.steps`, or until Ctrl-C or SIGTERM; leaves a checkpoint and returns the weights file."""
         config, counters = self.config, self.counters
         with (
-            self._stopping_on_signals(),
+            catching_signals() as interrupt,
             Progress(config.output, config.steps, counters.step, self._is_main) as progress,
         ):
             if config.validate_every and counters.step == 0:
@@ -90,7 +74,7 @@ class Trainer:
                 counters.step += 1
                 self._count(done, batches)
                 progress.step(counters.step, done or {})
-                stopping = self._any_process(self.stop_requested)
+                stopping = self._any_process(interrupt.requested)
                 if counters.step % config.log_every == 0:
                     self._report(progress)
                 if config.validate_every and counters.step % config.validate_every == 0:
@@ -105,58 +89,61 @@ class Trainer:
         return config.output / WEIGHTS_NAME
 
     def step(self, batches: list[Batch]) -> dict[str, float] | None:
-        """Runs one step on its micro batches; returns the mean losses, or None if it was skipped."""
+        """Runs one step on its micro batches; returns the mean losses, or None if it was skipped.
+
+        The student learns first, and the discriminator beside it; then the fake score, on what the student made.
+        """
+        run = self.run
         with self.clock("data"):
-            micro = [self.run.micro_batch(batch, self.accelerator.device) for batch in batches]
-        latents: list[Tensor] = []
-        sums: dict[str, float] = {}
-        for batch, is_last in _with_last(micro):
-            x0, parts = self._student_step(batch, is_last, len(micro))
-            latents.append(x0)
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value / len(micro)
-        judge_is_sound = self.judge_part is None or self._update(self.judge_part, sums)
-        if not self._update(self.student_part, sums) or not judge_is_sound:
+            micro = [run.micro_batch(batch, self.accelerator.device) for batch in batches]
+        made = [self._learn_student(batch, last, len(micro)) for batch, last in _with_last(micro)]
+        losses = _means([parts for _, parts in made])
+        sound = run.discriminator is None or self._update(run.discriminator, losses)
+        if not self._update(run.student, losses) or not sound:
             return None
-        if self.config.distillation != "none":
-            sums["fake_score"] = self._fake_score_step(micro, latents)
-            if not self._update(self.fake_part, sums):
+        if run.teacher is not None:
+            pairs = [(batch, x0) for batch, (x0, _) in zip(micro, made, strict=True)]
+            losses |= self._learn_fake_score(run.teacher, pairs)
+            if not self._update(run.teacher, losses):
                 return None
-        return sums
+        return losses
 
-    def _student_step(self, batch: MicroBatch, is_last: bool, micro_batches: int) -> tuple[Tensor, dict[str, float]]:
+    def _learn_student(self, batch: MicroBatch, is_last: bool, micro_batches: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds to the gradients of student and discriminator; returns the student's latents, and the losses."""
-        with self._synchronised(self.networks.student, is_last):
-            done = student_loss(self.config, self.networks, batch, self.run.student.downscale, self.clock)
+        student, teacher, discriminator = self.run.student, self.run.teacher, self.run.discriminator
+        with self._synchronised(student, is_last):
+            done = self.run.objective.student(
+                student.wrapped,
+                batch,
+                None if teacher is None else teacher.module,
+                None if discriminator is None else discriminator.module,
+            )
             with self.clock("student backward"):
-                self.student_part.scaler.scale(done.loss / micro_batches).backward()
-        if done.judged is None:
+                student.backward(done.loss / micro_batches)
+        if discriminator is None or done.compared is None:
             return done.x0, done.parts
-        return done.x0, done.parts | {"judge": self._judge(done.judged, is_last, micro_batches)}
+        with self._synchronised(discriminator, is_last), self.clock("discriminator"):
+            loss = self.run.objective.discriminator(discriminator.wrapped, done.compared)
+            discriminator.backward(loss / micro_batches)
+        return done.x0, done.parts | {"discriminator": loss.detach()}
 
-    def _judge(self, judged: Judged, is_last: bool, micro_batches: int) -> float:
-        """Adds to the discriminator's gradients; returns its loss on this micro batch."""
-        assert self.judge_part is not None
-        with self._synchronised(self.networks.judge, is_last), self.clock("judge"):
-            loss = judge_loss(self.networks, judged)
-            self.judge_part.scaler.scale(loss / micro_batches).backward()
-        return loss.item()
-
-    def _fake_score_step(self, micro: list[MicroBatch], latents: list[Tensor]) -> float:
+    def _learn_fake_score(
+        self, teacher: TrainedNetwork[Teacher], pairs: list[tuple[MicroBatch, Tensor]]
+    ) -> dict[str, float]:
         """Adds up the fake score's gradients on the student's latents; returns the mean loss."""
-        total = 0.0
-        for (batch, x0), is_last in _with_last(list(zip(micro, latents, strict=True))):
-            with self._synchronised(self.networks.fake_score, is_last), self.clock("fake score"):
-                loss = fake_score_loss(self.config, self.networks, batch, x0)
-                self.fake_part.scaler.scale(loss / len(micro)).backward()
-            total += loss.item() / len(micro)
-        return total
+        losses = []
+        for (batch, x0), is_last in _with_last(pairs):
+            with self._synchronised(teacher, is_last), self.clock("fake score"):
+                loss = self.run.objective.fake_score(teacher.wrapped, batch, x0)
+                teacher.backward(loss / len(pairs))
+            losses.append({"fake_score": loss.detach()})
+        return _means(losses)
 
-    def _update(self, part: Part, losses: Mapping[str, float]) -> bool:
-        """Steps the part's optimiser unless a loss of any process is not finite; returns whether the step was sound."""
+    def _update(self, network: TrainedNetwork[Any], losses: Mapping[str, float]) -> bool:
+        """Steps the network's optimizer unless a loss of any process is not finite; returns whether it was sound."""
         losses_are_finite = not self._any_process(not all(math.isfinite(value) for value in losses.values()))
-        with self.clock("optimiser"):
-            return part.update(losses_are_finite, self.config.clip_norm)
+        with self.clock("optimizer"):
+            return network.update(losses_are_finite, self.config.clip_norm)
 
     def _count(self, losses: dict[str, float] | None, batches: list[Batch]) -> None:
         """Counts a step, and adds up its losses; raises TrainingStopped after too many skipped ones in a row."""
@@ -196,17 +183,16 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint and the weights file (main process only)."""
         if self._is_main:
-            tensors = {f"{p.name}.{name}": t.detach().cpu() for p in self.parts for name, t in p.parameters.items()}
+            tensors: dict[str, Tensor] = {}
             state: dict[str, Any] = {
                 "config": as_saved(self.config),
                 **self.run.fingerprints,
                 "skipped": self.counters.skipped,
                 "skipped_in_a_row": self.counters.skipped_in_a_row,
             }
-            for part in self.parts:
-                moments, numbers = optimizer_tensors(part.optimizer, part.parameters, f"{part.name}_optimizer.")
-                tensors |= moments
-                state[part.name] = {"optimizer": numbers, "scaler": part.scaler.state_dict()}
+            for network in self.run.trained:
+                saved, state[network.name] = network.saved()
+                tensors |= saved
             self.checkpoints.save(self.counters.step, tensors, state)
             save_weights(self.config.output / WEIGHTS_NAME, self.run.weights(self.counters.step))
         self.accelerator.wait_for_everyone()
@@ -240,14 +226,9 @@ class Trainer:
 
     def _load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         tensors = checkpoint.tensors()
-        for part in self.parts:
-            prefix = f"{part.name}_optimizer."
-            if part.name not in state:  # a change of settings brought it in
-                continue
-            checkpoint.copy_into(part.parameters, tensors, f"{part.name}.")
-            load_optimizer(part.optimizer, part.parameters, tensors, state[part.name]["optimizer"], prefix)
-            if saved := state[part.name]["scaler"]:  # empty unless it was fp16
-                part.scaler.load_state_dict(saved)
+        for network in self.run.trained:
+            if network.name in state:  # else a change of settings brought it in
+                network.load(checkpoint, tensors, state[network.name])
         self.counters = Counters(checkpoint.step, state["skipped"], state["skipped_in_a_row"])
 
     def steps(self) -> Iterator[list[Batch]]:
@@ -275,9 +256,9 @@ class Trainer:
                 ready = [next(waiting) for _ in range(batches.micro_batches)]
             yield ready
 
-    def _synchronised(self, network: nn.Module, is_last: bool) -> AbstractContextManager[Any]:
+    def _synchronised(self, network: TrainedNetwork[Any], is_last: bool) -> AbstractContextManager[Any]:
         """Gradients are averaged over processes after the last micro batch only."""
-        return nullcontext() if is_last else self.accelerator.no_sync(network)
+        return nullcontext() if is_last else self.accelerator.no_sync(network.wrapped)
 
     @property
     def _is_main(self) -> bool:
@@ -294,20 +275,11 @@ class Trainer:
             return value
         return self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean").item()  # type: ignore[union-attr]
 
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM let the step end, write a checkpoint and end the run; a second Ctrl-C ends it at once."""
 
-        def request(number: int, frame: FrameType | None) -> None:
-            self.stop_requested = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _means(losses: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Returns the means over the micro batches, waiting for the device once."""
+    values = torch.stack([torch.stack(list(parts.values())).float() for parts in losses]).tolist()
+    return {name: sum(row[i] / len(losses) for row in values) for i, name in enumerate(losses[0])}
 
 
 def _with_last(items: list[Any]) -> Iterator[tuple[Any, bool]]:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tadsr.color import match_adain
 from training.images import to_picture
 from training.metrics.reference import Reference
 from training.run.build import Run
@@ -29,27 +28,23 @@ def validate(run: Run, step: int, device: torch.device) -> dict[str, float]:
     The student runs in its mode, as the nodes do. Its parameters and all random numbers stay as they were.
     """
     timesteps, validation = run.config.validation_timesteps, run.data.validation
+    restorer, perceptual = run.restorer(), run.objective.perceptual
     scores: dict[str, list[float]] = {}
     rows = []
     for sample in (validation[index] for index in range(len(validation))):
-        lq, hq = sample.lq[None].to(device), sample.hq[None].to(device)
-        reference = Reference(_unit(hq), [run.perceptual], border=run.config.scale)
+        lq, hq = (_unit(image[None].to(device)) for image in (sample.lq, sample.hq))  # lq is enlarged already
+        reference = Reference(hq, [perceptual], border=run.config.scale)
         context = run.context((sample.prompt,)).to(device)
-        results = [restore(run, lq, timestep, context) for timestep in timesteps]
+        with run.autocast():
+            results = [restorer(lq, timestep, scale=1, context=context) for timestep in timesteps]
         for timestep, result in zip(timesteps, results, strict=True):
             score = reference.score(result)
             scores.setdefault(f"validation/psnr_y/t{timestep}", []).append(score.psnr_y)
-            scores.setdefault(f"validation/lpips/t{timestep}", []).append(score.lpips[run.perceptual.net])
-        rows.append([_unit(lq), *results, _unit(hq)])
+            scores.setdefault(f"validation/lpips/t{timestep}", []).append(score.lpips[perceptual.net])
+        rows.append([lq, *results, hq])
     names = ["input", *(f"t = {timestep}" for timestep in timesteps), "photograph"]
     write_sheet(run.config.output / SHEETS_FOLDER / f"step-{step:08d}.png", names, rows)
     return {name: float(np.mean(values)) for name, values in scores.items()}
-
-
-def restore(run: Run, lq: Tensor, timestep: int, context: Tensor) -> Tensor:
-    """Returns the student's picture (1, 3, H, W) in [0, 1], colours matched. lq: (1, 3, H, W) in [-1, 1]."""
-    image = run.student(lq, torch.tensor([timestep], device=lq.device), context).image
-    return match_adain(_unit(image.float()).clamp(0, 1), _unit(lq)).clamp(0, 1)
 
 
 def write_sheet(path: Path, names: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> None:
