@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nearly import assert_nearly, differ
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -93,8 +94,8 @@ def test_latents_come_from_the_encoder_at_their_timestep(restorer: Restorer, sam
     z = latents(restorer, samples, [100, 900])
     downscale = restorer.encoder.downscale
     assert z.shape == (2, 3, 4, 4 * SIDE // downscale, 4 * SIDE // downscale)
-    assert torch.equal(z[1, 2], restorer.latent(samples[2].lq, 900)[0])
-    assert not torch.equal(z[0], z[1])
+    assert_nearly(z[1, 2], restorer.latent(samples[2].lq, 900)[0])
+    assert differ(z[0], z[1])
 
 
 def test_mean_and_deviation_of_known_numbers() -> None:
@@ -121,10 +122,8 @@ def test_scores_of_a_checkpoint_are_those_of_the_training(checkpoint: Path, base
     z, timestep = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([300])
     with torch.no_grad():
         fake = scores.teacher(z, timestep, scores.context)
-        assert torch.equal(fake, teacher(z, timestep, scores.context))
-        assert torch.equal(
-            scores.teacher.teach(z, timestep, scores.context), teacher.teach(z, timestep, scores.context)
-        )
+        assert_nearly(fake, teacher(z, timestep, scores.context))
+        assert_nearly(scores.teacher.teach(z, timestep, scores.context), teacher.teach(z, timestep, scores.context))
     assert not torch.allclose(fake, teacher.teach(z, timestep, scores.context), atol=1e-3)
     prompt = load_base(base).prompt
     assert prompt is not None and torch.equal(scores.context, prompt)
@@ -145,7 +144,7 @@ def test_gradients_by_timestep_share_their_noise(restorer: Restorer, checkpoint:
     clean = [restorer.clean_latent(restorer.latent(s.lq, 500), 500) for s in samples[:2]]
     found = gradients(scores, clean, [200, 800])
     assert found.shape == (2, 2, *clean[0].shape[1:])
-    assert torch.equal(found, gradients(scores, clean, [800, 200]).flip(0))
+    assert_nearly(found, gradients(scores, clean, [800, 200]).flip(0), within=1e-4)  # divided by a small weight
     one = distillation(scores, clean[1], 800, 1)
     expected = (one.x0_fake - one.x0_real) / (clean[1] - one.x0_real).abs().mean()
     assert found[1, 1].numpy() == pytest.approx(expected[0].numpy(), abs=1e-5)
@@ -153,7 +152,7 @@ def test_gradients_by_timestep_share_their_noise(restorer: Restorer, checkpoint:
     side = 4 * SIDE
     assert list(shown) == ["teacher", "fake score"] and all(p.shape == (2, side, side, 3) for p in shown.values())
     decoded = restorer.decode(distillation(scores, clean[0], 800, 0).x0_fake)[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(shown["fake score"][1], decoded)
+    assert shown["fake score"][1] == pytest.approx(decoded, abs=1e-4)
 
 
 def test_the_command_draws_both_figures(

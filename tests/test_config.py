@@ -25,7 +25,7 @@ from training.config.train_config import (
 
 PATHS: dict[str, Any] = {"data": Path("photographs"), "base": Path("base.safetensors"), "output": Path("run")}
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-PAPER = {  # /shared/method.md, "Training" and "The trained part"
+PAPER = {  # section 4.1, and what the released weights show
     **{"crop": 512, "scale": 4, "plain_bicubic_share": 0.01, "light_share": 0.0},
     **{"rank": 4, "encoder_rank": 4, "alpha": 8.0, "train_conv_in": True, "time_aware": True},
     **{"fake_score_adapters": "all", "sample_latent": True, "timestep_grid": 50, "lam": 0.5, "gamma": 0.0},

@@ -100,7 +100,7 @@ def test_the_official_checkpoint_of_full_size_converts(shared_reference: Path) -
     adapted = len(adapters(weights.unet_lora)) + len(adapters(weights.encoder_lora))
     assert number == 606
     assert 2 * adapted + len(weights.unet_full) + len(weights.encoder_time) == 606
-    # Parameter counts that method.md gives, conv_in in full included
+    # Parameter counts of the released weights, conv_in in full included
     assert sum(t.numel() for k, t in weights.unet_lora.items() if "alpha" not in k) + 11_840 == 4_067_552
     assert sum(t.numel() for k, t in weights.encoder_lora.items() if "alpha" not in k) == 369_356
     assert sum(t.numel() for t in weights.encoder_time.values()) == 2_072_576

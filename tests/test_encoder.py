@@ -34,7 +34,7 @@ def test_config_is_read_from_shapes(config: EncoderConfig) -> None:
 def test_full_size_has_the_paper_s_time_layers() -> None:
     encoder = TimeAwareEncoder(EncoderConfig(), device="meta")
     time = sum(p.numel() for name, p in encoder.named_parameters() if "time_" in name)
-    assert time == 2_072_576  # method.md: trainable time parameters
+    assert time == 2_072_576  # as the released weights have them
     assert encoder.downscale == 8
 
 

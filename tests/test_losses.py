@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from tadsr.schedule import alpha_bar, teacher_timestep
 from training.config.train_config import GUIDANCE
 from training.networks.teacher import Teacher
 from training.objective.losses import (
+    Score,
     Tavsd,
     blur,
     blur_sigma,
@@ -96,6 +99,78 @@ def test_tavsd_matches_the_official_numbers(
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def by_hand(prediction: Callable[[Tensor], Tensor]) -> Score:
+    """Returns a score whose noise prediction follows from the context alone, (B, 1, 1)."""
+    return lambda z, timestep, context: prediction(context)[..., None].expand_as(z)
+
+
+def test_tavsd_by_hand() -> None:
+    """Constant predictions, without noise: what equation 6 says, signs and all, for two samples.
+
+    Sample n: teacher -0.1 without and c_n with the prompt, fake score c_n / 2, guidance 2 + t / 200.
+    """
+    c, t = torch.tensor([0.3, 0.7]), torch.tensor([200, 600])
+    z0 = torch.full((2, 4, 2, 3), 0.5, requires_grad=True)
+    context, negative = c[:, None, None], torch.full((2, 1, 1), -0.1)
+    scores = (by_hand(lambda context: context / 2), by_hand(lambda context: context))
+    result = tavsd(z0, torch.zeros(2, 4, 2, 3), t, *scores, context, negative, 2.0)
+    result.loss.sum().backward()
+
+    ratio = ((1 - alpha_bar(t)) / alpha_bar(t)).sqrt()  # of noise to signal: x0 = z0 - ratio * prediction
+    guided = -0.1 + torch.tensor([3.0, 5.0]) * (c + 0.1)
+    weight = ratio * guided  # mean |z0 - x0_real|
+    gradient = ratio * (guided - c / 2) / weight  # (x0_fake - x0_real) / weight: above 0, so a step goes to x0_real
+    assert (gradient > 0).all()
+    torch.testing.assert_close(result.x0_real[:, 0, 0, 0], 0.5 - ratio * guided)
+    torch.testing.assert_close(result.x0_fake[:, 0, 0, 0], 0.5 - ratio * c / 2)
+    torch.testing.assert_close(result.weight, weight)
+    torch.testing.assert_close(result.gradient, gradient[:, None, None, None].expand_as(z0))
+    torch.testing.assert_close(result.loss.detach(), gradient**2)
+    torch.testing.assert_close(z0.grad, (2 * gradient / z0[0].numel())[:, None, None, None].expand_as(z0))
+
+
+def test_noise_is_added_at_the_teacher_s_timestep_and_taken_away_again() -> None:
+    """A teacher that knows the noise sees the student's own latent, whatever the guidance."""
+    z0, noise, t = torch.full((1, 4, 2, 2), 0.25), torch.full((1, 4, 2, 2), -2.0), torch.tensor([300])
+    seen: list[Tensor] = []
+
+    def knowing(z: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        seen.append(z)
+        return torch.full_like(z, -2.0)
+
+    result = tavsd(z0, noise, t, knowing, knowing, torch.ones(1, 1, 1), torch.zeros(1, 1, 1), 7.5)
+    torch.testing.assert_close(result.x0_real, z0)
+    expected = alpha_bar(300).sqrt() * 0.25 + (1 - alpha_bar(300)).sqrt() * -2.0
+    assert len(seen) == 2 and all(z.allclose(expected) for z in seen)
+
+
+def test_diffusion_loss_by_hand() -> None:
+    """Equation 10: the error of the noise, at the noisy latent, on latents that get no gradient."""
+    z0 = torch.full((2, 4, 2, 2), 2.0, requires_grad=True)
+    noise, t = torch.ones(2, 4, 2, 2), torch.tensor([0, 800])
+    scale = torch.tensor(0.5, requires_grad=True)
+    loss = diffusion_loss(
+        lambda z, timestep, context: scale * z + context[..., None], z0, noise, t, torch.ones(2, 1, 1)
+    )
+    noisy = alpha_bar(t).sqrt() * 2 + (1 - alpha_bar(t)).sqrt()
+    torch.testing.assert_close(loss.detach(), (0.5 * noisy + 1 - 1) ** 2)
+    loss.sum().backward()
+    assert z0.grad is None
+    torch.testing.assert_close(scale.grad, (noisy**2).sum())  # of (scale * noisy)^2
+
+
+@pytest.mark.parametrize("timestep", [1, 250, 999])
+def test_blurred_mse_by_hand(timestep: int) -> None:
+    """Of two pictures that differ in one number: the kernel of equation 14 squared."""
+    target, result = torch.zeros(1, 3, 31, 33), torch.zeros(1, 3, 31, 33)
+    result[0, 1, 15, 16] = 0.5
+    reach = 2 + 2 * (timestep // 200)
+    line = [math.exp(-0.5 * (x / (1 + timestep / 200)) ** 2) for x in range(-reach, reach + 1)]
+    square = sum(w * w for w in line) / sum(line) ** 2  # of the normalised kernel along one axis
+    expected = (0.5 * square) ** 2 / target.numel()
+    assert blurred_mse(result, target, torch.tensor([timestep])).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_images_are_shared_crop_alike() -> None:
     image = torch.arange(16.0).expand(1, 3, 16, 16) + 16 * torch.arange(16.0)[:, None]
     part, same = shared_crop((image, image.clone()), 2, 5, 7)
@@ -112,10 +187,10 @@ def test_weaker_guidance_pulls_less() -> None:
     def score(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return c[:, :, :, None].expand_as(z) * 0.1
 
-    pulls = [tavsd(z0, noise, timestep, score, score, context, negative, g).x0_real.abs().mean() for g in (0.0, 1.0)]
+    pulls = [tavsd(z0, noise, timestep, score, score, context, negative, g).x0_real.mean() for g in (0.0, 1.0)]
     signal = alpha_bar(200)
     # unconditional -0.1, conditional 0.1, scale g + 1: noise 0.1 and 0.3
-    expected = torch.tensor([0.1, 0.3]) * ((1 - signal) / signal).sqrt()
+    expected = -torch.tensor([0.1, 0.3]) * ((1 - signal) / signal).sqrt()
     assert torch.allclose(torch.stack(pulls), expected, rtol=1e-5)
 
 

@@ -33,6 +33,11 @@ def weights() -> Path:
     return Path(__file__).resolve().parent.parent / "weights" / "tadsr-mini.safetensors"
 
 
+def levels_apart(a: np.ndarray, b: np.ndarray) -> int:
+    """Returns the largest difference of 8-bit pictures: what lies between two levels may be rounded to either."""
+    return int(np.abs(a.astype(int) - b).max())
+
+
 def sample(seed: int = 0) -> Sample:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     hq = np.asarray(Image.fromarray(coarse).resize((72, 64), Image.Resampling.BICUBIC))
@@ -75,7 +80,7 @@ def test_our_method_is_the_restorer_in_eight_bits(weights: Path) -> None:
     restorer = Restorer.load(weights)
     first, again, other = (our_enlarge(restorer, t)(lq) for t in (DEFAULT_TIMESTEP, DEFAULT_TIMESTEP, 900))
     assert first.shape == (64, 60, 3) and first.dtype == np.uint8
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert levels_apart(first, again) <= 1 < levels_apart(first, other)
 
 
 def test_models_of_several_files_stand_beside_each_other(weights: Path) -> None:
@@ -83,7 +88,7 @@ def test_models_of_several_files_stand_beside_each_other(weights: Path) -> None:
     assert list(lineup.methods) == ["bicubic", "a t=100", "a t=900", "b t=100", "b t=900"] and not lineup.missing
     assert lineup.dials == {"a": {100: "a t=100", 900: "a t=900"}, "b": {100: "b t=100", 900: "b t=900"}}
     lq = sample().lq
-    assert np.array_equal(lineup.methods["a t=100"](lq).pixels, lineup.methods["b t=100"](lq).pixels)
+    assert levels_apart(lineup.methods["a t=100"](lq).pixels, lineup.methods["b t=100"](lq).pixels) <= 1
 
 
 def test_the_command_measures_held_out_crops(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
