@@ -132,7 +132,7 @@ def test_running_again_gives_the_identical_picture(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"timestep": 0}, "timestep"),
+        ({"timestep": -1}, "timestep"),
         ({"timestep": 1000}, "timestep"),
         ({"timestep": "high"}, "timestep"),
         ({"scale": 0.0}, "scale"),

@@ -57,4 +57,5 @@ def test_what_it_says_to_the_student_does_not_train_it() -> None:
     assert all(parameter.grad is None for parameter in discriminator.parameters())
     gradient = features[0].grad
     assert gradient is not None and gradient.abs().max() > 0
-    assert_nearly(discriminator(features), discriminator.frozen_logits(features))
+    for logits, frozen in zip(discriminator(features), discriminator.frozen_logits(features), strict=True):
+        assert_nearly(logits, frozen)
