@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.packages import make_importable
+from benchmarks.packages import make_importable, reason
 from host import torch_import_shim
-from training.images import to_tensor
+from host.errors import HostError
+from training.images import to_picture, to_tensor
+from training.metrics.registry import METRICS, Device, Load, Measure, Metric, MetricError
 
 Judge = Callable[[np.ndarray], float]  # uint8 (H, W, 3) RGB -> score
 
@@ -69,5 +72,28 @@ def _is_flat(pixels: np.ndarray) -> bool:
     return bool((pixels == pixels[0, 0]).all())
 
 
-NO_REFERENCE: dict[str, Callable[[], Judge]] = {"niqe": load_niqe, "brisque": load_brisque}
-"""What loads each measure."""
+def _loading(load: Callable[[], Judge]) -> Load:
+    """Returns a judge's `load` as the table of metrics has it."""
+
+    def loaded(device: Device, border: int) -> Measure:
+        try:
+            judge = load()
+        except (HostError, ImportError, OSError) as error:
+            raise MetricError(reason(error)) from error
+        return lambda truth: lambda result: judge(np.asarray(to_picture(result)))
+
+    return loaded
+
+
+NO_REFERENCE = {
+    "niqe": replace(METRICS["niqe"], load=_loading(load_niqe)),
+    "brisque": Metric(
+        name="brisque",
+        label="BRISQUE",
+        higher_is_better=False,
+        needs_reference=False,
+        digits=2,
+        load=_loading(load_brisque),
+    ),
+}
+"""NIQE without pyiqa, and BRISQUE."""

@@ -25,7 +25,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.methods import Method, our_enlarge, pillow_enlarge, timed
-from benchmarks.no_reference import NO_REFERENCE, Judge
 from benchmarks.packages import reason
 from benchmarks.peers import PEERS, peer_method
 from benchmarks.quality_report import COLOUR, COLUMNS, SECONDS, Results, colour_table, dial_table, table, write_sheet
@@ -59,31 +58,6 @@ class Lineup:
     """The label of each timestep, by model."""
     missing: dict[str, str] = field(default_factory=dict)
     """Why a peer cannot be had."""
-
-
-class Measure:
-    """The metrics that can be had; `missing` says why the others cannot."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        """names: of `COLUMNS`."""
-        self._reference = Metrics([name for name in names if COLUMNS[name].needs_reference], border=BORDER)
-        self.missing = dict(self._reference.missing)
-        self._judges: dict[str, Judge] = {}
-        for name in NO_REFERENCE:
-            if name in names:
-                try:
-                    self._judges[name] = NO_REFERENCE[name]()
-                except (HostError, ImportError, OSError) as error:
-                    self.missing[name] = reason(error)
-
-    def scorer(self, truth: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-        """Returns what scores pictures of the shape of `truth`, uint8 (H, W, 3)."""
-        compare = self._reference.scorer(to_tensor(truth))
-        return lambda pixels: compare(to_tensor(pixels)) | self.alone(pixels)
-
-    def alone(self, pixels: np.ndarray) -> dict[str, float]:
-        """Returns what needs no truth: the scores of uint8 (H, W, 3)."""
-        return {name: judge(pixels) for name, judge in self._judges.items()}
 
 
 def colour_error(pixels: np.ndarray, lq: np.ndarray) -> float:
@@ -122,19 +96,19 @@ def line_up(
 
 
 def measure(
-    methods: dict[str, Method], samples: Sequence[Sample], metrics: Measure, sheets: Path | None = None
+    methods: dict[str, Method], samples: Sequence[Sample], metrics: Metrics, sheets: Path | None = None
 ) -> Results:
     """Returns what each method scores on each sample, and the photographs; writes a sheet of each into `sheets`."""
     results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in (*methods, PHOTOGRAPH)}
     for sample in tqdm(samples, disable=None):
-        score = metrics.scorer(sample.hq)
+        score, alone = metrics.scorer(to_tensor(sample.hq)), metrics.scorer(None)
         pictures = {}
         for name, method in methods.items():
             result = method(sample.lq)
             besides = {SECONDS: result.seconds, COLOUR: colour_error(result.pixels, sample.lq)}
-            results[name][sample.name] = score(result.pixels) | besides
+            results[name][sample.name] = score(to_tensor(result.pixels)) | besides
             pictures[name] = result.pixels
-        results[PHOTOGRAPH][sample.name] = metrics.alone(sample.hq)
+        results[PHOTOGRAPH][sample.name] = alone(to_tensor(sample.hq))
         if sheets is not None:
             shown = [(name, Image.fromarray(p)) for name, p in {**pictures, PHOTOGRAPH: sample.hq}.items()]
             write_sheet(sheets / f"{sample.name}.png", shown)
@@ -167,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     weights = dict(arguments.weights or [named_weights(str(WEIGHTS))])
     lineup = line_up(arguments.methods, weights, arguments.timesteps, arguments.threads, arguments.fresh)
-    metrics = Measure(arguments.metrics)
+    metrics = Metrics(arguments.metrics, border=BORDER, table=COLUMNS)
     for name, why in {**lineup.missing, **{COLUMNS[name].label: why for name, why in metrics.missing.items()}}.items():
         print(f"left out: {name}: {why}")
     found = {}

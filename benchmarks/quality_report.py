@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
+from benchmarks.no_reference import NO_REFERENCE
 from host.sheet import before_after_sheet, richest_detail
-from training.metrics.registry import METRICS, Metric
+from training.metrics.registry import METRICS
 
 Scores = Mapping[str, float]  # by metric
 Results = Mapping[str, Mapping[str, Scores]]  # by method, then by picture
 
-COLUMNS = {name: METRICS[name] for name in ("psnr", "ssim", "lpips", "dists", "niqe")}
-COLUMNS["brisque"] = Metric(name="brisque", label="BRISQUE", higher_is_better=False, needs_reference=False, digits=2)
+COLUMNS = {name: METRICS[name] for name in ("psnr", "ssim", "lpips", "dists")} | NO_REFERENCE
 """The metrics of the table, in its order."""
 
 SECONDS, COLOUR = "cpu_seconds", "colour_error"

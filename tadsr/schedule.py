@@ -36,12 +36,6 @@ def alpha_bar(timestep: int | Tensor) -> Tensor:
     return table[timestep.long()]
 
 
-def sigma(timestep: int | Tensor) -> Tensor:
-    """Returns sqrt((1 - alpha_bar) / alpha_bar), the noise level of k-diffusion and ComfyUI, float32."""
-    a = alpha_bar(timestep)
-    return ((1 - a) / a).sqrt()
-
-
 def _alpha_bar_like(timestep: int | Tensor, latent: Tensor) -> Tensor:
     """Returns alpha_bar on the latent's device, shaped to broadcast over (B, C, H, W)."""
     return alpha_bar(timestep).to(latent.device).reshape(-1, 1, 1, 1)

@@ -107,10 +107,8 @@ def test_only_nodes_name_comfyui(folder: str) -> None:
 def test_training_reaches_tadsr_absolutely_and_never_the_nodes() -> None:
     for file, found in all_imports("training"):
         assert not leaves(file, "training", found.level), f"{found.where}: outside training/, import absolutely"
-        allowed = found.package not in OWN_PACKAGES - {"tadsr", "training", "host"}  # host: the cache directory
-        assert found.level or allowed, (
-            f"{found.where}: training/ imports {found.package}; of this repository it may import tadsr and host"
-        )
+        allowed = found.package not in OWN_PACKAGES - {"tadsr", "training"}
+        assert found.level or allowed, f"{found.where}: training/ imports {found.package}; allowed: tadsr, and itself"
 
 
 def test_the_root_names_comfyui_only_when_asked() -> None:

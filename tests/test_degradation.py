@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import ndimage, stats
+from scipy import ndimage
 from synthetic_photograph import synthetic_photograph
 
-from training.degradation import FULL, LIGHT, DegradationConfig, apply, degrade, degrade_pair, draw_parameters
-from training.degradation.apply import to_bytes
+from training.degradation import FULL, LIGHT, DegradationConfig, apply, degrade, draw_parameters
 from training.degradation.config import ResizeConfig
 from training.degradation.kernels import build_kernel
 from training.degradation.parameters import DegradationParameters, KernelParameters, StageParameters
@@ -132,27 +131,6 @@ def test_light_preset_is_closer_to_a_clean_downscale_than_full() -> None:
         return float(np.mean(psnrs))
 
     assert mean_psnr(LIGHT) > mean_psnr(FULL) + 6
-
-
-def test_pair_flips_both_images() -> None:
-    crop = to_bytes(synthetic_photograph(64, 64))
-    always = dataclasses.replace(FULL, flip_probability=1.0)
-    pair = degrade_pair(crop, np.random.default_rng(2), always)
-    np.testing.assert_array_equal(to_bytes(pair.hq), crop[:, ::-1])
-    rng = np.random.default_rng(2)
-    rng.random()  # the draw of the flip
-    np.testing.assert_array_equal(pair.lq, degrade(pair.hq, rng, always))
-    never = dataclasses.replace(FULL, flip_probability=0.0)
-    np.testing.assert_array_equal(to_bytes(degrade_pair(crop, np.random.default_rng(2), never).hq), crop)
-
-
-def test_pair_flips_half_of_the_time() -> None:
-    crop = np.zeros((4, 4, 3), dtype=np.uint8)
-    crop[:, :2] = 255
-    rng = np.random.default_rng(0)
-    flipped = sum(bool(degrade_pair(crop, rng, LIGHT).hq[0, 0, 0] == 0) for _ in range(2000))
-    p = stats.binomtest(flipped, 2000, 0.5).pvalue
-    assert p > 5e-3, f"{flipped} of 2000 flipped, p {p:.2g}"
 
 
 @pytest.mark.parametrize(

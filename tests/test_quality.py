@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks.methods import our_enlarge, pillow_enlarge, timed
 from benchmarks.quality import (
+    BORDER,
     METHODS,
-    Measure,
     colour_error,
     held_out_samples,
     line_up,
@@ -21,10 +21,11 @@ from benchmarks.quality import (
     named_weights,
     one_of,
 )
-from benchmarks.quality_report import COLOUR, SECONDS, Results, colour_table, correlation, dial_table, table
+from benchmarks.quality_report import COLOUR, COLUMNS, SECONDS, Results, colour_table, correlation, dial_table, table
 from benchmarks.testset import Sample
 from tadsr.schedule import DEFAULT_TIMESTEP
 from training.metrics.lpips import LPIPS
+from training.metrics.registry import Metrics
 from training.networks.inference import Restorer
 
 
@@ -62,7 +63,7 @@ def test_better_results_score_better_and_are_shown(tmp_path: Path, lpips_network
         "bicubic": timed(pillow_enlarge(Image.Resampling.BICUBIC)),
         "nearest": timed(pillow_enlarge(Image.Resampling.NEAREST)),
     }
-    results = measure(methods, samples, Measure(["psnr", "ssim", "lpips"]), tmp_path)
+    results = measure(methods, samples, Metrics(["psnr", "ssim", "lpips"], border=BORDER, table=COLUMNS), tmp_path)
     for name, sign in (("ssim", 1), ("lpips", -1)):
         truth, bicubic, nearest = (sign * results[method]["picture0"][name] for method in methods)
         assert truth > bicubic > nearest

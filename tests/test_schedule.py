@@ -12,8 +12,9 @@ def test_alpha_bar_is_that_of_stable_diffusion() -> None:
     assert torch.allclose(schedule.alpha_bar(timesteps), expected, atol=5e-6)
 
 
-def test_sigma_of_the_last_timestep() -> None:
-    assert schedule.sigma(999).item() == pytest.approx(14.6146, abs=1e-3)  # k-diffusion's sigma_max for SD
+def test_the_last_noise_level_is_that_of_stable_diffusion() -> None:
+    last = schedule.alpha_bar(999).item()
+    assert ((1 - last) / last) ** 0.5 == pytest.approx(14.6146, abs=1e-3)  # k-diffusion's sigma_max for SD
 
 
 def test_x0_from_residual_by_hand() -> None:

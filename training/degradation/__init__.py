@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import cv2
 
-from .apply import Pair, apply, degrade, degrade_pair
+from .apply import apply, degrade
 from .batched import degrade_batch
 from .config import (
     FULL,
@@ -35,13 +35,11 @@ __all__ = [
     "DegradationConfig",
     "DegradationParameters",
     "NoiseConfig",
-    "Pair",
     "ResizeConfig",
     "SincConfig",
     "StageConfig",
     "apply",
     "degrade",
     "degrade_batch",
-    "degrade_pair",
     "draw_parameters",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import cv2
 import numpy as np
 
@@ -19,31 +17,12 @@ from .pipeline import Operators
 from .resize import resize
 
 
-class Pair(NamedTuple):
-    """A training pair: `hq` float32 (H, W, 3) in [0, 1], `lq` uint8 (H/4, W/4, 3)."""
-
-    hq: np.ndarray
-    lq: np.ndarray
-
-
 def degrade(hq: np.ndarray, rng: np.random.Generator, config: DegradationConfig = FULL) -> np.ndarray:
     """Returns a random degradation of `hq`: uint8 (H/4, W/4, 3) RGB; the same `rng` state, the same image.
 
     hq: float32 (H, W, 3) RGB in [0, 1], H and W multiples of 4. Raises ValueError otherwise.
     """
     return apply(hq, draw_parameters(rng, config), rng)
-
-
-def degrade_pair(crop: np.ndarray, rng: np.random.Generator, config: DegradationConfig = FULL) -> Pair:
-    """Returns `crop` as float32, flipped left to right with `config.flip_probability`, and its degradation.
-
-    crop: uint8, or float32 in [0, 1]; (H, W, 3) RGB, H and W multiples of 4.
-    """
-    hq = crop.astype(np.float32) / 255 if crop.dtype == np.uint8 else crop
-    if rng.random() < config.flip_probability:
-        hq = hq[:, ::-1]
-    hq = np.ascontiguousarray(hq)
-    return Pair(hq, degrade(hq, rng, config))
 
 
 def apply(hq: np.ndarray, parameters: DegradationParameters, rng: np.random.Generator) -> np.ndarray:

@@ -209,8 +209,6 @@ class DegradationConfig:
     """The last JPEG."""
     jpeg_before_resize: float = 0.5
     """Probability that the last JPEG precedes the resize to the final size."""
-    flip_probability: float = 0.5
-    """Probability of a horizontal flip of both images of a pair (`degrade_pair` only)."""
 
     def __post_init__(self) -> None:
         if self.downscale < 1:
@@ -218,7 +216,6 @@ class DegradationConfig:
         _check_modes("final_modes", self.final_modes)
         _check_sizes("final_sinc_sizes", self.final_sinc_sizes)
         _check_range("jpeg_before_resize", (0.0, self.jpeg_before_resize), 0, 1)
-        _check_range("flip_probability", (0.0, self.flip_probability), 0, 1)
 
 
 FULL = DegradationConfig()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from host.cache import cache_directory, exclusive
+from training.cache import cache_directory, exclusive
 from training.metrics.lpips import LPIPS
 from training.metrics.pretrained import Package, download
 

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from host.cache import cache_directory, exclusive
+from training.cache import cache_directory, exclusive
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from host.cache import cache_directory
+from training.cache import cache_directory
 from training.config.parsing import ConfigError, accepted, typed
 from training.config.train_config import PROMPT
 from training.data import StepBatches, collate, degraded, open_training_set, worker_init

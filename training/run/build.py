@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from host.cache import cache_directory
 from tadsr.schedule import timestep_grid
 from tadsr.weights import Metadata, TadsrWeights, load
+from training.cache import cache_directory
 from training.config.train_config import TrainConfig
 from training.data import (
     Batch,
