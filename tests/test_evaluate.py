@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_tagger import write_tagger
+from small_text_encoder import write_text_encoder
 
 from tadsr.schedule import DEFAULT_TIMESTEP
 from training.evaluate import Method, folder_method, lanczos, main, measure, read_sample, share
@@ -30,6 +32,7 @@ from training.evaluation.test_set import (
 from training.metrics.lpips import LPIPS
 from training.metrics.reference import Reference
 from training.metrics.registry import METRICS, Metrics
+from training.mini.networks import CONTEXT_WIDTH
 from training.networks.inference import Restorer
 
 SIDE = 16  # of the low-quality crops
@@ -103,6 +106,8 @@ def test_the_command_measures_all_methods_side_by_side(
 
 def test_two_processes_find_what_one_finds(data: Path, weights: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training.evaluate", "--weights", str(weights), "--data", str(data)]
+    text_encoder = write_text_encoder(tmp_path / "encoder", CONTEXT_WIDTH)
+    command += ["--dape", str(write_tagger(tmp_path / "dape.safetensors")), "--text-encoder", str(text_encoder)]
     command += ["--timesteps", "500", "--metrics", "psnr,ssim", "--output"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -121,6 +126,7 @@ def test_two_processes_find_what_one_finds(data: Path, weights: Path, tmp_path: 
     ]
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    assert "prompts: tags of dape.safetensors" in outputs[0]
     assert "| Lanczos |" in outputs[0] and "| Lanczos |" not in outputs[1]
     assert "2/2" in outputs[0], f"the first process did not take two of the three pictures:\n{outputs[0]}"
     assert main([*command[3:], str(tmp_path / "one")]) == 0
@@ -225,7 +231,7 @@ def test_the_ssim_of_pyiqa_differs_from_ours_as_documented(photo_truth: Path) ->
 
 
 def evaluation(*rows: Row, missing: dict[str, str] | None = None) -> Evaluation:
-    return Evaluation(data="set", weights="w.safetensors", border=0, rows=rows, missing=missing or {})
+    return Evaluation(data="set", weights="w.safetensors", border=0, prompts="none", rows=rows, missing=missing or {})
 
 
 def test_reports_hold_means_and_reasons(tmp_path: Path) -> None:

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_text_encoder import WIDTH, write_text_encoder, write_tokenizer
 from tiny_weights import self_contained
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from tadsr.weights import save
 from training.data.prompts import PromptBook, PromptError, encode
 
-WIDTH = 16
 TEXTS = ["a clean photo", "a dirty one", ""]
-LETTERS = "abcdefghijklmnopqrstuvwxyz,"
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of CLIP's kind that knows letters, `cl` and `clean`; it pads with "!", as SD 2.1's does."""
-    folder.mkdir(parents=True)
-    merges = ["c l", "e a", "ea n</w>", "cl ean</w>"]
-    words = ["!", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), *(pair.replace(" ", "") for pair in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    special = {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": "!"}
-    (folder / "special_tokens_map.json").write_text(json.dumps(special))
-    settings = {**special, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("diffusers")
-    write_tokenizer(folder / "tokenizer")
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=64, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    return folder
+    return write_text_encoder(tmp_path_factory.mktemp("diffusers"))
 
 
 def test_embeddings_are_the_normed_last_state_of_the_padded_text(text_encoder: Path, tmp_path: Path) -> None:
@@ -92,11 +69,7 @@ def test_embeddings_are_made_once(text_encoder: Path, tmp_path: Path, monkeypatc
 
 def test_another_text_encoder_has_other_files(text_encoder: Path, tmp_path: Path) -> None:
     first = encode(TEXTS[:1], text_encoder, tmp_path / "cache")
-    changed = tmp_path / "changed"
-    write_tokenizer(changed / "tokenizer")
-    torch.manual_seed(1)
-    config = CLIPTextConfig.from_pretrained(text_encoder / "text_encoder")
-    CLIPTextModel(config).save_pretrained(changed / "text_encoder")
+    changed = write_text_encoder(tmp_path / "changed", seed=1)
     second = encode(TEXTS[:1], changed, tmp_path / "cache")
     assert first != second
     assert not torch.equal(*(load_file(files[TEXTS[0]])["embedding"] for files in (first, second)))

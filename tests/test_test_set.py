@@ -70,7 +70,7 @@ def test_layouts_of_test_sets(tmp_path: Path, lq: str, hq: str) -> None:
 def test_a_list_of_pairs(tmp_path: Path) -> None:
     hq, lq = save(tmp_path / "big pictures" / "p.png", 32, 32), save(tmp_path / "small" / "p.png")
     (tmp_path / "pairs.txt").write_text("big pictures/p.png\tsmall/p.png\ta cat, a dog\n\n")
-    assert find_pictures(tmp_path / "pairs.txt") == [TestPicture("p", lq, hq)]
+    assert find_pictures(tmp_path / "pairs.txt") == [TestPicture("p", lq, hq, "a cat, a dog")]
     (tmp_path / "pairs.txt").write_text("small/p.png small/q.png")
     with pytest.raises(EvaluationError, match=r"pairs\.txt: line 1: there is no file .*q\.png"):
         find_pictures(tmp_path / "pairs.txt")

@@ -1,6 +1,7 @@
 """Evaluates weights on a test set as section 4.1 of the paper does (x4, 128 -> 512 pixels).
 
     python -m training.evaluate --weights W [--base B] --data DIR|PAIRS [--timesteps 100,200,...,900]
+        [--dape FILE] [--prompt TEXT] [--text-encoder DIR]
         [--methods NAME=DIR ...] [--metrics psnr,ssim,...] [--output DIR] [--limit N]
 
 --data is a folder or a list of pairs, as `training.evaluation.test_set` describes. Lanczos enlargement, the weights at
@@ -27,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tadsr.schedule import check_timestep
+from training.evaluation.prompts import Prompts, Wanted, find_prompts
 from training.evaluation.report import Evaluation, Row, markdown, write_report
 from training.evaluation.test_set import (
     EvaluationError,
@@ -89,11 +91,12 @@ def lanczos(sample: Sample) -> Tensor:
     return to_tensor(np.asarray(to_picture(sample.lq).resize((width, height), Image.Resampling.LANCZOS)))
 
 
-def our_method(restorer: Restorer, timestep: int, name: str) -> Method:
+def our_method(restorer: Restorer, timestep: int, name: str, prompts: Prompts) -> Method:
     """Returns the weights at a timestep."""
 
     def restore(sample: Sample) -> Tensor:
-        return (restorer(sample.lq, timestep, sample.scale).cpu() * 255).round() / 255
+        context = prompts.context(sample.name)
+        return (restorer(sample.lq, timestep, sample.scale, context).cpu() * 255).round() / 255
 
     return Method(f"{name} t={timestep}", restore, timestep)
 
@@ -159,10 +162,19 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> Evaluation:
     with state.main_process_first():  # pyiqa downloads weights
         metrics = Metrics(arguments.metrics, device, arguments.border)
     restorer = Restorer.load(arguments.weights, arguments.base, device, DTYPES[arguments.dtype])
-    ours = [our_method(restorer, timestep, arguments.weights.stem) for timestep in arguments.timesteps]
+    indices = share(len(pictures), state.process_index, state.num_processes)
+    prompts = find_prompts(
+        Wanted(arguments.prompt, arguments.dape, arguments.text_encoder),
+        pictures,
+        [pictures[index] for index in indices],
+        lambda picture: read_sample(picture, arguments.scale, arguments.crop),
+        arguments.base or arguments.weights,
+        device,
+    )
+    ours = [our_method(restorer, timestep, arguments.weights.stem, prompts) for timestep in arguments.timesteps]
     rows = measure(
         pictures,
-        share(len(pictures), state.process_index, state.num_processes),
+        indices,
         [Method("Lanczos", lanczos), *ours, *others],
         metrics,
         scale=arguments.scale,
@@ -180,6 +192,7 @@ def evaluate(arguments: argparse.Namespace, state: PartialState) -> Evaluation:
         data=str(arguments.data),
         weights=str(arguments.weights),
         border=arguments.border,
+        prompts=prompts.source,
         rows=[row for _, row in gathered],
         missing=missing,
     )
@@ -191,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     try:
         evaluation = evaluate(arguments, state)
-    except ValueError as error:  # EvaluationError, WeightsError, sizes that a metric refuses
+    except ValueError as error:  # EvaluationError, WeightsError, PromptError, sizes that a metric refuses
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
     if state.is_main_process:
@@ -207,6 +220,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", type=Path, help="its base model, unless it is self-contained")
     parser.add_argument("--data", type=Path, required=True, help="the test set: a folder, or a list of HQ LQ pairs")
     parser.add_argument("--timesteps", type=timesteps_in, default=TIMESTEPS, help="default: 100,200,...,900")
+    parser.add_argument("--dape", type=Path, help="a tagger that makes the prompts, of python -m tadsr.convert --ram")
+    parser.add_argument("--prompt", help="a text for all pictures; with --dape it comes after the tags")
+    parser.add_argument(
+        "--text-encoder", type=Path, help="folder with text_encoder/ and tokenizer/, unless --base is one"
+    )
     parser.add_argument("--methods", type=_named_folder, nargs="*", default=[], metavar="NAME=DIR")
     parser.add_argument("--metrics", type=_names, default=tuple(METRICS), help=f"of {','.join(METRICS)}")
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))

@@ -108,10 +108,9 @@ def tag_all(
     """Tags this process's share of the pictures that have no tags; returns those that cannot be read."""
     mine = work.pictures[state.process_index :: state.num_processes]
     pending = [picture for picture in mine if not work.is_done(picture)]
-    skipped = []
-    results = tag(
-        pending, weights, of=arguments.of, device=state.device, batch=arguments.batch, workers=arguments.workers
-    )
+    skipped, device = [], state.device
+    assert device is not None  # accelerate sets it, and declares it as optional
+    results = tag(pending, weights, of=arguments.of, device=device, batch=arguments.batch, workers=arguments.workers)
     quiet = not state.is_main_process
     for picture, found in tqdm(results, total=len(pending), desc="tagging", unit="picture", disable=quiet):
         if isinstance(found, str):

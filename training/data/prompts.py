@@ -64,7 +64,7 @@ class PromptBook:
             return cls(encode(texts, text_encoder, cache, device))
         if (base / ENCODER_FOLDER).is_dir() and (base / TOKENIZER_FOLDER).is_dir():
             return cls(encode(texts, base, cache, device))
-        book = (base if base.is_dir() else base.parent) / BOOK_FILE
+        book = _book_of(base)
         if book.is_file():
             return cls(_read_book(book, texts))
         return cls(_read_tadsr(base, texts))
@@ -84,6 +84,13 @@ class PromptBook:
             raise PromptError(f"there is no embedding of {text!r}, but of {len(self._embeddings)} other texts")
         kept = self._embeddings[text]
         return kept if isinstance(kept, Tensor) else _read_file(kept)
+
+
+def has_text_encoder(base: Path, text_encoder: Path | None) -> bool:
+    """Returns whether `PromptBook.build` has a text encoder, or a file of embeddings, for any texts."""
+    folder = text_encoder or base
+    is_complete = (folder / ENCODER_FOLDER).is_dir() and (folder / TOKENIZER_FOLDER).is_dir()
+    return text_encoder is not None or is_complete or _book_of(base).is_file()
 
 
 def encode(texts: Sequence[str], folder: Path, cache: Path, device: str = "cpu") -> dict[str, Path]:
@@ -147,6 +154,10 @@ def _weight_files(folder: Path, half: bool) -> list[Path]:
         if files:
             return files
     return []
+
+
+def _book_of(base: Path) -> Path:
+    return (base if base.is_dir() else base.parent) / BOOK_FILE
 
 
 def _read_file(path: Path) -> Tensor:

@@ -37,6 +37,7 @@ class Evaluation:
     data: str
     weights: str
     border: int
+    prompts: str  # in words
     rows: Sequence[Row]
     missing: dict[str, str]  # metrics left out, with the reason
 
@@ -70,7 +71,7 @@ def markdown(evaluation: Evaluation) -> str:
     header = [f"{metric.label} {'↑' if metric.higher_is_better else '↓'}" for metric in metrics]
     lines = [
         f"{evaluation.data}: mean of {len(evaluation.pictures)} pictures; weights {evaluation.weights}; "
-        f"border {evaluation.border}",
+        f"prompts: {evaluation.prompts}; border {evaluation.border}",
         "",
         f"| {' | '.join(['method', *header])} |",
         f"|{'---|' * (len(header) + 1)}",
@@ -105,6 +106,7 @@ def json_text(evaluation: Evaluation) -> str:
         "data": evaluation.data,
         "weights": evaluation.weights,
         "border": evaluation.border,
+        "prompts": evaluation.prompts,
         "pictures": len(evaluation.pictures),
         "timesteps": {method: evaluation.timestep(method) for method in evaluation.methods},
         "means": means,

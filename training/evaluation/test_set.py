@@ -5,7 +5,9 @@ Accepted:
   high or target), in any case: RealSR and DRealSR crops of StableSR have test_LR and test_HR, DIV2K-Val lq and gt;
 - a folder whose files end in _LR4 (_LR2, ...) and _HR, as RealSR is distributed;
 - a folder of low-quality pictures only, such as RealLR200;
-- a text file with a line `HQ LQ` for each pair, as training reads it (`training.data.pairs`); tags are ignored.
+- a text file with a line `HQ LQ tags` for each pair, as training reads it (`training.data.pairs`).
+
+A picture's tags are those of its line, or the text file of its name beside it, or beside its truth.
 
 Files belong together when their stems are equal, or equal without endings such as x4, _x1, _LR4, _HR, _GT.
 """
@@ -15,13 +17,22 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from training.data.pairs import parse_line
-from training.data.pictures import PICTURE_SUFFIXES, DataError, PictureError, decode, is_picture, read_size
+from training.data.pictures import (
+    PICTURE_SUFFIXES,
+    PROMPT_SUFFIX,
+    DataError,
+    PictureError,
+    decode,
+    is_picture,
+    read_prompt,
+    read_size,
+)
 from training.images import to_tensor
 
 LQ_FOLDERS = ("test_lr", "lr", "lq", "low", "input")
@@ -42,6 +53,7 @@ class TestPicture:
     name: str  # the stem of the low-quality file without endings: what other methods' pictures are matched by
     lq: Path
     hq: Path | None  # None: only measures without a reference
+    tags: str | None = None  # its prompt, as the test set has it
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
 
@@ -54,15 +66,15 @@ def find_pictures(data: Path) -> list[TestPicture]:
         raise EvaluationError(f"{data}: there is no such folder or file")
     lq_folder, hq_folder = _folder(data, LQ_FOLDERS), _folder(data, HQ_FOLDERS)
     if lq_folder and hq_folder:
-        return _paired(_pictures_in(lq_folder), _pictures_in(hq_folder))
+        return _with_texts(_paired(_pictures_in(lq_folder), _pictures_in(hq_folder)))
     if hq_folder:
         raise EvaluationError(f"{data} has {hq_folder.name}/ but no low-quality folder: {', '.join(LQ_FOLDERS)}")
     pictures = _pictures_in(lq_folder or data)
     lq = [path for path in pictures if LQ_ENDING.search(path.stem)]
     hq = [path for path in pictures if HQ_ENDING.search(path.stem)]
     if lq and hq:
-        return _paired(lq, hq)
-    return _unique([TestPicture(short_stem(path), path, None) for path in pictures], data)
+        return _with_texts(_paired(lq, hq))
+    return _with_texts(_unique([TestPicture(short_stem(path), path, None) for path in pictures], data))
 
 
 def short_stem(path: Path) -> str:
@@ -143,7 +155,7 @@ def _from_list(path: Path) -> list[TestPicture]:
         for file in (hq, lq):
             if not file.is_file():
                 raise EvaluationError(f"{path}: line {number}: there is no file {file}")
-        pictures.append(TestPicture(short_stem(lq), lq, hq))
+        pictures.append(TestPicture(short_stem(lq), lq, hq, line.tags or None))
     return _unique(pictures, path)
 
 
@@ -159,12 +171,26 @@ def _unique(pictures: list[TestPicture], where: Path) -> list[TestPicture]:
         raise EvaluationError(f"{where} names no pictures")
     names = [picture.name for picture in pictures]
     if len(set(names)) < len(names):  # then the endings are part of the names
-        pictures = [TestPicture(picture.lq.stem, picture.lq, picture.hq) for picture in pictures]
+        pictures = [replace(picture, name=picture.lq.stem) for picture in pictures]
         names = [picture.name for picture in pictures]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise EvaluationError(f"{where}: {_listed(repeated)} come more than once; accepted: one picture a stem")
     return sorted(pictures, key=lambda picture: picture.name)
+
+
+def _with_texts(pictures: list[TestPicture]) -> list[TestPicture]:
+    return [replace(picture, tags=_text_beside(picture.lq) or _text_beside(picture.hq)) for picture in pictures]
+
+
+def _text_beside(path: Path | None) -> str | None:
+    """Returns the text in the file beside a picture, None where there is none. Raises EvaluationError."""
+    if path is None or not (text := path.with_suffix(PROMPT_SUFFIX)).is_file():
+        return None
+    try:
+        return read_prompt(text.read_bytes())
+    except (OSError, PictureError) as error:
+        raise EvaluationError(f"{text} cannot be read: {error}") from error
 
 
 def _folder(data: Path, names: Sequence[str]) -> Path | None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from training.images import to_picture
+from training.images import BYTE_MAX, to_picture
 from training.metrics.reference import Reference
 from training.run.build import Run
 
@@ -25,7 +25,8 @@ INK, BACKGROUND = "white", "black"
 def validate(run: Run, step: int, device: torch.device) -> dict[str, float]:
     """Returns PSNR-Y and LPIPS (VGG), means over the held-out pictures, by timestep; writes `step-N.png`.
 
-    The student runs in its mode, as the nodes do. Its parameters and all random numbers stay as they were.
+    The student runs in its mode, as the nodes do; prompts are the pictures' own. PSNR-Y of a pair is that of
+    `training.evaluate`: of all pixels, in 8 bits. The parameters and all random numbers stay as they were.
     """
     timesteps, validation = run.config.validation_timesteps, run.data.validation
     restorer, perceptual = run.restorer(), run.objective.perceptual
@@ -33,10 +34,10 @@ def validate(run: Run, step: int, device: torch.device) -> dict[str, float]:
     rows = []
     for sample in (validation[index] for index in range(len(validation))):
         lq, hq = (_unit(image[None].to(device)) for image in (sample.lq, sample.hq))  # lq is enlarged already
-        reference = Reference(hq, [perceptual], border=run.config.scale)
+        reference = Reference(hq, [perceptual])
         context = run.context((sample.prompt,)).to(device)
         with run.autocast():
-            results = [restorer(lq, timestep, scale=1, context=context) for timestep in timesteps]
+            results = [_in_bytes(restorer(lq, timestep, scale=1, context=context)) for timestep in timesteps]
         for timestep, result in zip(timesteps, results, strict=True):
             score = reference.score(result)
             scores.setdefault(f"validation/psnr_y/t{timestep}", []).append(score.psnr_y)
@@ -66,3 +67,8 @@ def write_sheet(path: Path, names: Sequence[str], rows: Sequence[Sequence[Tensor
 def _unit(image: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1]."""
     return image / 2 + 0.5
+
+
+def _in_bytes(image: Tensor) -> Tensor:
+    """Rounds [0, 1] to the values that a file of 8 bits holds."""
+    return (image * BYTE_MAX).round() / BYTE_MAX
