@@ -26,7 +26,7 @@ from training.config.train_config import (
 PATHS: dict[str, Any] = {"data": Path("photographs"), "base": Path("base.safetensors"), "output": Path("run")}
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 PAPER = {  # section 4.1, and what the released weights show
-    **{"crop": 512, "scale": 4, "plain_bicubic_share": 0.01, "light_share": 0.0},
+    **{"crop": 512, "scale": 4, "plain_bicubic_share": 0.01, "light_share": 0.0, "degrade_on": "workers"},
     **{"rank": 4, "encoder_rank": 4, "alpha": 8.0, "train_conv_in": True, "time_aware": True},
     **{"fake_score_adapters": "all", "sample_latent": True, "timestep_grid": 50, "lam": 0.5, "gamma": 0.0},
     **{"distillation": "tavsd", "reconstruction": "blurred_mse"},
@@ -83,6 +83,8 @@ def test_every_documented_ablation_is_another_run_than_the_paper_s(line: str) ->
 def test_the_ablations_of_the_paper_s_tables_are_documented() -> None:
     assert len(ablations()) >= 8
     assert {"time_aware=false", "distillation=vsd", "distillation=none", "reconstruction=mse"} <= set(ablations())
+    table_5 = {(run.lam, run.gamma) for run in (config(), *(config(*line.split()) for line in ablations()))}
+    assert {(0.25, 0), (0.5, 0), (0.75, 0), (0.5, 50), (0.5, 100)} == table_5
 
 
 @pytest.mark.parametrize(

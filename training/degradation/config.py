@@ -200,9 +200,9 @@ class DegradationConfig:
     """Interpolations of the resize to the final size, all equally likely."""
     final_antialias: bool = False
     """As `ResizeConfig.antialias`, for the resize to the final size."""
-    final_sinc: SincConfig = field(default_factory=lambda: SincConfig(probability=0.8))
-    """The sinc filter that follows the resize to the final size. (Real-ESRGAN's own code never goes below pi/3 here:
-    `SincConfig(probability=0.8, large_cutoff=(pi / 3, pi))`.)"""
+    final_sinc: SincConfig = field(default_factory=lambda: SincConfig(probability=0.8, large_cutoff=(pi / 3, pi)))
+    """The sinc filter that follows the resize to the final size; its cut-off never goes below pi/3, as in Real-ESRGAN's
+    code, whatever its size."""
     final_sinc_sizes: tuple[int, ...] = tuple(range(7, 22, 2))
     """Kernel sizes of that filter, all equally likely."""
     final_jpeg: JpegConfig = field(default_factory=JpegConfig)
