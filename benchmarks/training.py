@@ -68,7 +68,7 @@ class PartClock:
 def measure(config: TrainConfig, steps: int) -> str:
     """Returns a Markdown table of `steps` steps after a warm-up."""
     accelerator, clock = Accelerator(mixed_precision=config.mixed_precision), PartClock()
-    run = build_run(config, open_data(config, accelerator.device.type), accelerator, clock)
+    run = build_run(config, open_data(config), accelerator, clock)
     clock.time_decoding(run.student.module.decoder)
     trainer = Trainer(run, accelerator, clock=clock)
     started = total = 0.0

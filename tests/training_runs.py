@@ -46,7 +46,7 @@ def few_steps(inputs: dict[str, Path], output: Path, **changes: object) -> Train
 
 
 def build(config: TrainConfig) -> Run:
-    return build_run(config, open_data(config, "cpu"), accelerator(config))
+    return build_run(config, open_data(config), accelerator(config))
 
 
 def trainer(config: TrainConfig, run: Run | None = None) -> Trainer:

@@ -45,7 +45,7 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[patience])
     _check_machine(config, accelerator)
-    data = open_data(config, accelerator.device.type)
+    data = open_data(config)
     if accelerator.is_main_process:
         _prepare_output(config, data)
     trainer = Trainer(build_run(config, data, accelerator), accelerator)

@@ -66,8 +66,8 @@ class TrainConfig:
     """Share of samples that are only made smaller, by bicubic interpolation (C)."""
     light_share: Share = 0.0
     """Share of the other samples with the nearly clean degradation `training.degradation.LIGHT` (ours)."""
-    degrade_on: Literal["auto", "workers", "device"] = "auto"
-    """Where pictures are degraded: by the workers on the CPU, or on the training device; auto: there if it is a GPU."""
+    degrade_on: Literal["workers", "device"] = "workers"
+    """Where pictures are degraded: by the workers on the CPU, or on the training device (never measured on a GPU)."""
     workers: Annotated[int, Span(0, 256)] = 4
     """Processes that prepare samples, for each training process; 0: none."""
     text_encoder: Path | None = None

@@ -121,8 +121,8 @@ class Run:
         return student_weights(self.student.module, metadata, prompt=self.prompts.batch([config.prompt]), base=base)
 
 
-def open_data(config: TrainConfig, device: str) -> Data:
-    """Returns the training and validation samples of a config; raises DataError. device: the type, e.g. cuda."""
+def open_data(config: TrainConfig) -> Data:
+    """Returns the training and validation samples of a config; raises DataError."""
     cache = cache_directory() / "training" / "shards"
     common = {
         "data_format": config.data_format,
@@ -139,7 +139,7 @@ def open_data(config: TrainConfig, device: str) -> Data:
         plain_bicubic_share=config.plain_bicubic_share,
         light_share=config.light_share,
         held_out=config.held_out,
-        degrade_later=config.degrade_on == "device" or (config.degrade_on == "auto" and device != "cpu"),
+        degrade_later=config.degrade_on == "device",
         **common,
     )
     if config.validation is None:

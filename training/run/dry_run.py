@@ -24,7 +24,7 @@ SKIPPED_SHOWN = 5
 
 def describe(config: TrainConfig) -> str:
     """Returns the settings, the sizes of networks and data, and an estimate of the memory. Raises as a run does."""
-    data = open_data(config, "cpu")
+    data = open_data(config)
     prompts = build_prompts(config, [config.prompt, config.negative_prompt], "cpu")  # the data's may be many
     base = load_base(config.base)
     student, teacher = build_networks(config, base)
