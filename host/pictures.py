@@ -77,6 +77,14 @@ class Picture:
         return self.pixels.shape[2] in (2, 4)
 
 
+def read_content(source: str) -> bytes:
+    """Returns the bytes of a picture's file; raises PictureError where they cannot be read."""
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror}") from error
+
+
 def read_picture(content: bytes) -> Picture:
     """Returns the picture in a file's content.
 

@@ -24,6 +24,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey
 _DEEP_LAYOUTS = {1: ("gray16le", "gray16be"), 3: ("rgb48le", "rgb48be"), 4: ("rgba64le", "rgba64be")}
 
 Recolor = Callable[[np.ndarray], np.ndarray]
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean, deviation of R, G, B in 0..255
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import cast
 
 import numpy as np
 
-from ..pictures import as_image, read_picture
-from ..results import Recolor
-from .making import Statistics, read_content
+from ..pictures import as_image, read_content, read_picture
+from ..results import Recolor, Statistics
 
 _CACHED = 512  # frames whose statistics are kept: twelve numbers each
 

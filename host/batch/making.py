@@ -9,12 +9,11 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pictures import PictureError, read_picture
-from ..results import Finish, finished
+from ..pictures import read_content, read_picture
+from ..results import Finish, Statistics, finished
 from ..transfer import Transfer
+from .frames import recolored
 from .manifest import PART_PREFIX
-
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,6 @@ def make(order: Order, transfer: Transfer, stop: threading.Event | None = None) 
     picture = read_picture(content)
     recolor = None
     if order.colors is not None:
-        from .frames import recolored
-
         recolor = recolored(order.colors)
     finish = Finish(order.suffix, order.quality, recolor)
     png, run = transfer.run(picture, deep_result=finish.kind.deep, stop=stop)
@@ -69,14 +66,6 @@ def make(order: Order, transfer: Transfer, stop: threading.Event | None = None) 
     part = None if order.folder is None else str(write_part(result, Path(order.folder)))
     digests = [hashlib.sha256(data).hexdigest() for data in (content, result)]
     return Made(part, None if part else result, digests[0], digests[1], len(result), run.seconds, notes)
-
-
-def read_content(source: str) -> bytes:
-    """Returns the bytes of a picture's file; raises PictureError where they cannot be read."""
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror}") from error
 
 
 def write_part(content: bytes, folder: Path) -> Path:

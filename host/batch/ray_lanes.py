@@ -10,16 +10,15 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..carrier import Carrier
 from ..errors import BrokeOff, HostError, ServerFault, Unusable
-from .making import Made, Order, read_content, write_part
+from ..pictures import read_content
+from .making import Made, Order, write_part
+from .options import BatchOptions
 from .ray_actor import Maker, Outcome
 from .serving import Serving
-
-if TYPE_CHECKING:
-    from .run import BatchOptions
 
 RETRIES = 2  # of a picture whose actor died, by Ray
 OPEN_SECONDS = 900.0  # for a node's first ComfyUI, which may have to be fetched

@@ -11,18 +11,17 @@ group, the markers, hold constants of both signs that outweigh the picture, so t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tadsr.architecture import TIME_PROJECTION
 from tadsr.encoder import TimeAwareBlock, TimeAwareEncoder
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
-
-if TYPE_CHECKING:
-    from training.mini.networks import MiniStudent
 
 COLOURS = 3
 MARKER_SHARE = 4  # one channel in four is a marker
@@ -38,8 +37,17 @@ SHARPENING = torch.tensor([-0.1, 1.2, -0.1])  # of the colours into the latent, 
 """With these the start is bicubic enlargement to 47 dB (measured; tests/test_mini.py)."""
 
 
+class Startable(Protocol):
+    """The networks whose weights are set, as `training.mini.networks.MiniStudent` holds them."""
+
+    encoder: TimeAwareEncoder
+    decoder: Decoder
+    unet: UNet2DConditionModel
+    post_quant_conv: nn.Conv2d
+
+
 @torch.no_grad()
-def start_as_autoencoder(student: MiniStudent, norm_groups: int) -> None:
+def start_as_autoencoder(student: Startable, norm_groups: int) -> None:
     """Sets the starting weights of encoder, decoder, latent layers and the UNet's last layer.
 
     Layers are annotated as Any in this file: torch types the submodules of a network as Tensor or Module.
