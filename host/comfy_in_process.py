@@ -24,6 +24,7 @@ MODULES = {  # of nodes/: the one place where tests and benchmarks name them
     "folders": "models.folders",
     "student": "models.student",
     "tagger": "models.tagger",
+    "kept": "running.kept",
     "memory": "running.memory",
     "pictures": "running.pictures",
     "plan": "running.plan",

@@ -10,11 +10,12 @@ from ..tadsr.geometry import DEFAULT_SCALE
 from .inputs import (
     CATEGORY,
     ENCODINGS,
-    Encoder,
     any_timestep_input,
+    encoder_input,
     encoding_inputs,
     exact_size_inputs,
     image_input,
+    kept_proportions_inputs,
     scale_input,
     tile_inputs,
     timestep_input,
@@ -43,7 +44,7 @@ class TADSREncode(io.ComfyNode):
             "encode, One-Step SR, VAE Decode, Match Colour and Size.",
             search_aliases=["tadsr encode", "time aware vae encoder"],
             inputs=[
-                Encoder.Input("encoder"),
+                encoder_input(),
                 image_input(),
                 timestep_input(),
                 scale_input(),
@@ -51,6 +52,7 @@ class TADSREncode(io.ComfyNode):
                 *encoding_inputs(),
                 *tile_inputs(),
                 any_timestep_input(),
+                *kept_proportions_inputs(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="For One-Step SR; remembers the timestep."),
@@ -75,9 +77,12 @@ class TADSREncode(io.ComfyNode):
         tile: int = 0,
         overlap: int = 0,
         any_timestep: bool = False,
+        longest_side: int = 0,
+        shortest_side: int = 0,
+        megapixels: float = 0.0,
     ) -> io.NodeOutput:
         timestep = encoder.timestep(timestep, any_timestep=any_timestep)
-        size = result_size(check_image(image), scale, width, height)
+        size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
         plan = plan_phase(encoder_cost(encoder), *padded_size(*size, encoder.downscale), tile=tile, overlap=overlap)
         run, network = PhaseRun(plan), encoder_network(encoder, timestep)
         progress = Progress([plan], len(image))

@@ -10,7 +10,15 @@ from server import PromptServer
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
-from .inputs import CATEGORY, Encoder, exact_size_inputs, image_input, scale_input, tile_inputs
+from .inputs import (
+    CATEGORY,
+    exact_size_inputs,
+    image_input,
+    kept_proportions_inputs,
+    model_inputs,
+    scale_input,
+    tile_inputs,
+)
 from .models.encoder import TimeAwareEncoderModel
 from .running.forecast import Forecast
 from .running.memory import MEGABYTE
@@ -36,13 +44,12 @@ class TADSREstimate(io.ComfyNode):
             search_aliases=["tadsr estimate", "tadsr vram", "upscale time", "tile plan"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model"),
-                Encoder.Input("encoder"),
-                io.Vae.Input("vae"),
+                *model_inputs(),
                 image_input(),
                 scale_input(),
                 *exact_size_inputs(),
                 *tile_inputs(),
+                *kept_proportions_inputs(),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="Everything as text; it is shown on the node, too."),
@@ -78,8 +85,11 @@ class TADSREstimate(io.ComfyNode):
         height: int = 0,
         tile: int = 0,
         overlap: int = 0,
+        longest_side: int = 0,
+        shortest_side: int = 0,
+        megapixels: float = 0.0,
     ) -> io.NodeOutput:
-        size = result_size(check_image(image), scale, width, height)
+        size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
         plan = plan_upscale(model, encoder, vae, size, tile, overlap)
         forecast = Forecast(plan, len(image))
         report = forecast.report()

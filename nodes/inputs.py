@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..tadsr.color import COLOR_MATCHES
-from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MIN_SCALE
+from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MEGAPIXEL, MIN_SCALE
 from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, OWN_TIMESTEP
 from .models.precision import AUTO, PRECISIONS
+from .running.color import DEFAULT_COLOR_MATCH
 from .running.plan import TILE_STEP
 
 CATEGORY = "image/upscaling/TADSR"
@@ -107,10 +108,97 @@ def color_match_input() -> io.Combo.Input:
     return io.Combo.Input(
         "color_match",
         options=list(COLOR_MATCHES),
-        default="adain",
-        tooltip="Takes colour from the enlarged input. adain: mean and contrast of each channel. "
-        "wavelet: all coarse colour, for local colour shifts. none: leaves the result alone.",
+        default=DEFAULT_COLOR_MATCH,
+        tooltip="Takes colour from the enlarged input. adain: mean and contrast of each channel. lab: the same of "
+        "lightness and colour. wavelet: all coarse colour, for local colour shifts. none: leaves the result alone.",
     )
+
+
+def color_strength_input() -> io.Float.Input:
+    """Returns how much of the colour match is used."""
+    return io.Float.Input(
+        "color_strength",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        optional=True,
+        advanced=True,
+        tooltip="How much of the colour match is used: 1 all, 0 none. Only the colours are made again when it changes.",
+    )
+
+
+def kept_proportions_inputs() -> list[io.Input]:
+    """Returns the sizes that keep the input's proportions, 0 where unused."""
+    sides = [
+        io.Int.Input(
+            f"{which}_side",
+            default=0,
+            min=0,
+            max=MAX_SIDE,
+            optional=True,
+            advanced=True,
+            tooltip=f"Exact {which} side of the result in pixels, in the input's proportions. 0: not used.",
+        )
+        for which in ("longest", "shortest")
+    ]
+    megapixels = io.Float.Input(
+        "megapixels",
+        default=0.0,
+        min=0.0,
+        max=MAX_SIDE**2 / MEGAPIXEL,
+        step=0.1,
+        optional=True,
+        advanced=True,
+        tooltip="Size of the result in millions of pixels, in the input's proportions. 0: not used.",
+    )
+    return [*sides, megapixels]
+
+
+def encoder_input() -> io.Input:
+    """Returns the Time-Aware Encoder's socket."""
+    return Encoder.Input("encoder", tooltip="The ENCODER of Load TADSR Model.")
+
+
+def model_inputs() -> list[io.Input]:
+    """Returns what Load TADSR Model gives to a node that does all steps."""
+    return [
+        io.Model.Input("model", tooltip="The MODEL of Load TADSR Model; LoRA and other patches work on it."),
+        encoder_input(),
+        io.Vae.Input("vae", tooltip="The VAE of Load TADSR Model, for decoding."),
+    ]
+
+
+def conditioning_input() -> io.Conditioning.Input:
+    """Returns the prompt."""
+    return io.Conditioning.Input(
+        "conditioning",
+        optional=True,
+        tooltip="A description of the picture. Unconnected: the default prompt of the weights.",
+    )
+
+
+def preview_place_inputs() -> list[io.Input]:
+    """Returns where the crop preview is."""
+    places = [
+        io.Float.Input(
+            f"preview_{axis}",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip=f"Where the middle of the preview is: 0 {first}, 1 {last}.",
+        )
+        for axis, first, last in (("x", "left", "right"), ("y", "top", "bottom"))
+    ]
+    mask = io.Mask.Input(
+        "preview_mask",
+        optional=True,
+        tooltip="A mask of the input: only its box is shown or, with a preview_size, a square in its middle.",
+    )
+    return [*places, mask]
 
 
 def tile_inputs() -> list[io.Int.Input]:
@@ -151,7 +239,7 @@ def preview_size_input() -> io.Int.Input:
         step=TILE_STEP,
         optional=True,
         advanced=True,
-        tooltip="0: the whole result. Otherwise only its centre, this many pixels square, exactly as it will look "
+        tooltip="0: the whole result. Otherwise only a part of it, this many pixels square, exactly as it will look "
         "in the whole: to try timesteps and prompts on a large picture.",
     )
 

@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from .inputs import CATEGORY, color_match_input
-from .running.color import finish
+from .inputs import CATEGORY, color_match_input, color_strength_input
+from .running.color import ColorMatch, finish
 from .running.pictures import check_image, to_image, to_planes
 
 
@@ -29,12 +29,14 @@ class TADSRFinish(io.ComfyNode):
                 io.Image.Input("image", tooltip="The decoded result."),
                 io.Image.Input("reference", tooltip="The enlarged image of Time-Aware Encode."),
                 color_match_input(),
+                color_strength_input(),
             ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, image: Tensor, reference: Tensor, color_match: str) -> io.NodeOutput:
+    def execute(cls, image: Tensor, reference: Tensor, color_match: str, color_strength: float = 1.0) -> io.NodeOutput:
+        match = ColorMatch(color_match, color_strength)
         check_image(image)
         check_image(reference, "reference")
         if len(reference) not in (1, len(image)):
@@ -47,6 +49,6 @@ class TADSRFinish(io.ComfyNode):
         for index, picture in enumerate(image):
             mm.throw_exception_if_processing_interrupted()
             enlarged = to_planes(reference[index % len(reference)])
-            results.append(to_image(finish(to_planes(picture), enlarged, color_match)))
+            results.append(to_image(finish(to_planes(picture), enlarged, match)))
             progress.update(1)
         return io.NodeOutput(torch.cat(results))

@@ -13,12 +13,16 @@ from .encode import draw_seed
 from .inputs import (
     CATEGORY,
     ENCODINGS,
-    Encoder,
     any_timestep_input,
     color_match_input,
+    color_strength_input,
+    conditioning_input,
     encoding_inputs,
     exact_size_inputs,
     image_input,
+    kept_proportions_inputs,
+    model_inputs,
+    preview_place_inputs,
     preview_size_input,
     scale_input,
     tile_inputs,
@@ -26,11 +30,13 @@ from .inputs import (
 )
 from .models.encoder import TimeAwareEncoderModel
 from .models.student import Conditioning, choose_conditioning, student_of
-from .running.color import centre_region
+from .running.color import DEFAULT_COLOR_MATCH, ColorMatch
+from .running.kept import keeping, recall, run_key
 from .running.pictures import check_image, result_size
+from .running.place import preview_region
 from .running.plan import plan_upscale
 from .running.progress import Progress
-from .running.stages import decoder_network, encoder_network, may_be_cut, prediction_network
+from .running.stages import may_be_cut, networks_for
 from .running.upscaling import Upscaling
 
 if TYPE_CHECKING:
@@ -56,23 +62,21 @@ class TADSRUpscale(io.ComfyNode):
                 *("high resolution", "hires", "old photo", "jpeg artefacts"),
             ],
             inputs=[
-                io.Model.Input("model"),
-                Encoder.Input("encoder"),
-                io.Vae.Input("vae"),
+                *model_inputs(),
                 image_input(),
                 timestep_input(),
                 scale_input(),
                 color_match_input(),
-                io.Conditioning.Input(
-                    "conditioning",
-                    optional=True,
-                    tooltip="A description of the picture. Unconnected: the default prompt of the weights.",
-                ),
+                conditioning_input(),
                 *exact_size_inputs(),
                 *encoding_inputs(),
                 *tile_inputs(),
                 preview_size_input(),
+                # Saved workflows hold values by place: what is new comes last.
                 any_timestep_input(),
+                *kept_proportions_inputs(),
+                color_strength_input(),
+                *preview_place_inputs(),
             ],
             outputs=[io.Image.Output()],
         )
@@ -86,7 +90,7 @@ class TADSRUpscale(io.ComfyNode):
         image: Tensor,
         timestep: int,
         scale: float = DEFAULT_SCALE,
-        color_match: str = "adain",
+        color_match: str = DEFAULT_COLOR_MATCH,
         conditioning: Conditioning | None = None,
         width: int = 0,
         height: int = 0,
@@ -96,24 +100,32 @@ class TADSRUpscale(io.ComfyNode):
         overlap: int = 0,
         preview_size: int = 0,
         any_timestep: bool = False,
+        longest_side: int = 0,
+        shortest_side: int = 0,
+        megapixels: float = 0.0,
+        color_strength: float = 1.0,
+        preview_x: float = 0.5,
+        preview_y: float = 0.5,
+        preview_mask: Tensor | None = None,
     ) -> io.NodeOutput:
         timestep = student_of(model).timestep(timestep, any_timestep=any_timestep)
         encoder.timestep(timestep, any_timestep=any_timestep)
-        size = result_size(check_image(image), scale, width, height)
-        wanted = centre_region(size, preview_size)
-        conditioning = choose_conditioning(model, conditioning)
+        match = ColorMatch(color_match, color_strength)
+        size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
+        wanted = preview_region(size, preview_size, (preview_x, preview_y), preview_mask)
+        given, conditioning = conditioning, choose_conditioning(model, conditioning)
         plan = plan_upscale(model, encoder, vae, size, tile, overlap, not may_be_cut(conditioning))
-        work = Upscaling(
-            plan=plan,
-            networks=(
-                encoder_network(encoder, timestep),
-                prediction_network(model, timestep, conditioning),
-                decoder_network(vae),
-            ),
-            progress=Progress(plan.phases, len(image)),
-            wanted=wanted,
+        key = run_key(
+            (encoder, vae, image, given),
+            (timestep, size, encoding, seed, wanted, [phase.tiles for phase in plan.phases])
+            + tuple(patcher.patches_uuid for patcher in (model, encoder.patcher, vae.patcher)),
         )
-        latents = [work.encode(picture, draw_seed(encoding, seed, index)) for index, picture in enumerate(image)]
-        latents = [work.predict(latent) for latent in latents]
-        results = [work.decode(latent, picture, color_match) for picture, latent in zip(image, latents, strict=True)]
+        networks = networks_for(model, encoder, vae, timestep, conditioning)
+        work = Upscaling(plan=plan, networks=networks, progress=Progress(plan.phases, len(image)), wanted=wanted)
+        decoded = recall(model, key)
+        if decoded is None:  # more than colours has changed
+            latents = [work.encode(picture, draw_seed(encoding, seed, index)) for index, picture in enumerate(image)]
+            latents = [work.predict(latent) for latent in latents]
+            decoded = keeping(model, key, map(work.decode, latents, image))
+        results = [work.finish(one, picture, match) for one, picture in zip(decoded, image, strict=True)]
         return io.NodeOutput(results[0] if len(results) == 1 else torch.cat(results))

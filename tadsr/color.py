@@ -120,6 +120,7 @@ def keep_result(result: Tensor, reference: Tensor) -> Tensor:
 COLOR_MATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "adain": match_adain,
     "wavelet": match_wavelet,
+    "lab": match_lab,
     "none": keep_result,
 }
 

@@ -21,25 +21,27 @@ from tadsr.weights import save
 
 MINI = "random-mini.safetensors"
 
+PROPORTIONS = ["longest_side", "shortest_side", "megapixels"]
 CONTRACT = {  # ids and names are in saved workflows: never change them, only add
     "TADSRModelLoader": (["weights", "base", "precision"], ["MODEL", "TADSR_ENCODER", "VAE", "CLIP", "CONDITIONING"]),
     "TADSREncode": (
         ["encoder", "image", "timestep", "scale", "width", "height", "encoding", "seed", "tile", "overlap"]
-        + ["any_timestep"],
+        + ["any_timestep", *PROPORTIONS],
         ["LATENT", "IMAGE"],
     ),
     "TADSROneStep": (["model", "latent", "conditioning", "timestep", "tile", "overlap", "any_timestep"], ["LATENT"]),
-    "TADSRFinish": (["image", "reference", "color_match"], ["IMAGE"]),
+    "TADSRFinish": (["image", "reference", "color_match", "color_strength"], ["IMAGE"]),
     "TADSRUpscale": (
         ["model", "encoder", "vae", "image", "timestep", "scale", "color_match", "conditioning"]
-        + ["width", "height", "encoding", "seed", "tile", "overlap", "preview_size", "any_timestep"],
+        + ["width", "height", "encoding", "seed", "tile", "overlap", "preview_size", "any_timestep"]
+        + [*PROPORTIONS, "color_strength", "preview_x", "preview_y", "preview_mask"],
         ["IMAGE"],
     ),
     "TADSRPiSABalance": (["model", "pixel", "semantic"], ["MODEL"]),
     "TADSRBlend": (["images", "position"], ["IMAGE"]),
     "TADSRPromptFromImage": (["image", "tagger", "text", "form", "scale"], ["STRING"]),
     "TADSREstimate": (
-        ["model", "encoder", "vae", "image", "scale", "width", "height", "tile", "overlap"],
+        ["model", "encoder", "vae", "image", "scale", "width", "height", "tile", "overlap", *PROPORTIONS],
         ["STRING", "INT", "INT", "INT", "FLOAT", "FLOAT"],
     ),
 }
@@ -64,7 +66,7 @@ def test_ids_inputs_and_outputs_are_those_of_saved_workflows(comfy_inprocess: In
     inputs, outputs = CONTRACT[node_id]
     assert [i.id for i in schema.inputs] == inputs
     assert [o.io_type for o in schema.outputs] == outputs
-    undocumented = [i.id for i in schema.inputs if not i.tooltip and i.io_type not in ("MODEL", "VAE", "TADSR_ENCODER")]
+    undocumented = [i.id for i in schema.inputs if not i.tooltip]
     assert not undocumented, "these inputs have no tooltip"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ...tadsr.color import (
@@ -10,25 +12,38 @@ from ...tadsr.color import (
     colors,
     estimated_colors,
     is_neutral,
+    lab_to_rgb,
     match_colors,
     match_wavelet,
+    rgb_to_lab,
     to_neutral,
 )
 from ...tadsr.geometry import MIN_NETWORK_SIDE, Region, pad_to_multiple, resize_bicubic
 from .pictures import RGB, join_alpha, split_alpha
 from .run import Passage
 
+# Where mean and contrast are matched: from RGB there and back
+SPACES = {"adain": (lambda rgb: rgb, lambda rgb: rgb), "lab": (rgb_to_lab, lab_to_rgb)}
+DEFAULT_COLOR_MATCH = "adain"
 LARGEST_MULTIPLE = 8  # SD VAE; the sides of padded pictures are multiples of this or less
 
 
-def centre_region(size: tuple[int, int], side: int) -> Region | None:
-    """Returns the centre of a result of `size` (height, width), `side` pixels square at most; None for side 0."""
-    if side < 0:
-        raise ValueError(f"preview_size is {side}; accepted are 0 (the whole result) and more")
-    if side == 0:
-        return None
-    height, width = (min(side, length) for length in size)
-    return Region((size[0] - height) // 2, (size[1] - width) // 2, height, width)
+@dataclass(frozen=True)
+class ColorMatch:
+    """How a result takes its colours from the enlarged input."""
+
+    method: str = DEFAULT_COLOR_MATCH  # a name of COLOR_MATCHES
+    strength: float = 1.0  # 0..1: 0 leaves the result alone
+
+    def __post_init__(self) -> None:
+        if self.method not in COLOR_MATCHES:
+            raise ValueError(f"color_match is {self.method!r}; accepted are {', '.join(COLOR_MATCHES)}")
+        if not 0.0 <= self.strength <= 1.0:
+            raise ValueError(f"color_strength is {self.strength:g}; accepted are 0 (none) to 1 (all)")
+
+    def mixed(self, plain: Tensor, matched: Tensor) -> Tensor:
+        """Returns the result between what it was and what the match made of it."""
+        return matched if self.strength == 1.0 or matched is plain else plain.lerp(matched, self.strength)
 
 
 def grown(region: Region, size: tuple[int, int]) -> Region:
@@ -43,31 +58,33 @@ def grown(region: Region, size: tuple[int, int]) -> Region:
 
 
 def finish_part(
-    decoded: Passage, at: Region, wanted: Region, enlarged: Tensor, downscale: int, color_match: str
+    decoded: Passage, at: Region, wanted: Region, enlarged: Tensor, downscale: int, match: ColorMatch
 ) -> Tensor:
     """Returns a part of the result in the colours that it will have in the whole, with its alpha; (1, 3 or 4, h, w).
 
-    decoded: the part of the picture at `at`, which is changed, and the decoded sample; wanted: the part of it to
-    return; both in pixels. enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1]; it was padded
-    to a multiple of `downscale`.
+    decoded: the part of the picture at `at`, and the decoded sample; wanted: the part of it to return; both in pixels.
+    enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1]; it was padded to a multiple of `downscale`.
     """
     reference, alpha = split_alpha(enlarged)
     inside = grown(wanted, (reference.shape[-2], reference.shape[-1]))
-    rgb = inside.relative_to(at).crop(decoded.whole[:, :RGB]).float()
-    if color_match == "wavelet":
-        rgb = match_wavelet(rgb, inside.crop(reference).to(rgb))
-    elif color_match == "adain":
+    plain = inside.relative_to(at).crop(decoded.whole[:, :RGB]).float()
+    rgb = plain
+    if match.method == "wavelet":
+        rgb = match_wavelet(plain, inside.crop(reference).to(plain))
+    elif match.method in SPACES:
         assert decoded.sample is not None, "a part of a picture comes from tiles, which have a sample"
         sample = decoded.sample[:, :RGB].to(reference)
         padded, _ = pad_to_multiple(reference, downscale)
         same_copy = resize_bicubic(padded, (sample.shape[-2], sample.shape[-1]))
-        wanted_colors = colors(reference)
-        rgb = match_colors(rgb, estimated_colors(sample, same_copy, wanted_colors), wanted_colors)
-    rgb = kept_grey(wanted.relative_to(inside).crop(rgb), reference, color_match)
-    return join_alpha(rgb, None if alpha is None else wanted.crop(alpha))
+        there, back = SPACES[match.method]
+        wanted_colors = colors(there(reference))
+        own = estimated_colors(there(sample), there(same_copy), wanted_colors)
+        rgb = back(match_colors(there(plain).clone(), own, wanted_colors))
+    rgb = wanted.relative_to(inside).crop(match.mixed(plain, rgb))
+    return join_alpha(kept_grey(rgb, reference, match.method), None if alpha is None else wanted.crop(alpha))
 
 
-def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
+def finish(result: Tensor, enlarged: Tensor, match: ColorMatch) -> Tensor:
     """Returns the decoded result at the exact size of the enlarged input, in its colours, with its alpha.
 
     result: (1, C, H', W') in [0, 1], padded below and to the right; enlarged: (1, 3 or 4, H, W) in [0, 1]. What a
@@ -76,9 +93,9 @@ def finish(result: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
     reference, alpha = split_alpha(enlarged)
     height, width = reference.shape[-2:]
     check_padding((result.shape[-2], result.shape[-1]), (height, width))
-    rgb = result[:, :RGB, :height, :width].float()
-    rgb = COLOR_MATCHES[color_match](rgb, reference.to(rgb))
-    return join_alpha(kept_grey(rgb, reference, color_match), alpha)
+    plain = result[:, :RGB, :height, :width].float()
+    rgb = match.mixed(plain, COLOR_MATCHES[match.method](plain, reference.to(plain)))
+    return join_alpha(kept_grey(rgb, reference, match.method), alpha)
 
 
 def kept_grey(rgb: Tensor, reference: Tensor, color_match: str) -> Tensor:

@@ -63,9 +63,25 @@ def join_alpha(rgb: Tensor, alpha: Tensor | None) -> Tensor:
     return rgb if alpha is None else torch.cat([rgb, alpha.to(rgb)], dim=1)
 
 
-def result_size(image: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
-    """Returns (height, width) of the result. image: (B, H, W, C); width, height: 0 for the scale's."""
-    return target_size(image.shape[1], image.shape[2], scale=scale, target=(height, width))
+def result_size(
+    image: Tensor,
+    scale: float,
+    width: int,
+    height: int,
+    longest_side: int = 0,
+    shortest_side: int = 0,
+    megapixels: float = 0.0,
+) -> tuple[int, int]:
+    """Returns (height, width) of the result. image: (B, H, W, C); the rest, from width on, 0 for the scale's."""
+    return target_size(
+        image.shape[1],
+        image.shape[2],
+        scale=scale,
+        target=(height, width),
+        longest_side=longest_side,
+        shortest_side=shortest_side,
+        megapixels=megapixels,
+    )
 
 
 def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:

@@ -147,3 +147,18 @@ def _casting(network: nn.Module) -> Iterator[None]:
                 module.prev_comfy_cast_weights = False
             else:
                 module.comfy_cast_weights = False
+
+
+def networks_for(
+    model: ModelPatcher,
+    encoder: TimeAwareEncoderModel,
+    vae: comfy.sd.VAE,
+    timestep: int,
+    conditioning: Conditioning,
+) -> tuple[PhaseNetwork, PhaseNetwork, PhaseNetwork]:
+    """Returns the networks of one timestep in their order: encode, predict, decode."""
+    return (
+        encoder_network(encoder, timestep),
+        prediction_network(model, timestep, conditioning),
+        decoder_network(vae),
+    )

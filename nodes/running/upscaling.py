@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...tadsr.geometry import Region
-from .color import finish, finish_part, grown
+from .color import ColorMatch, finish, finish_part, grown
 from .pictures import draw_latent, enlarge_picture, start, to_image
 from .plan import UpscalePlan, regions_needed
 from .progress import LivePreview, Progress, measured
@@ -42,22 +42,29 @@ class Upscaling:
         """Returns the clean latent."""
         return self._run(1, latent)
 
-    def decode(self, latent: Passage, picture: Tensor, color_match: str) -> Tensor:
+    def decode(self, latent: Passage, picture: Tensor) -> Passage:
+        """Returns the decoded picture, or what the wanted part of it needs, before its colours are matched.
+
+        picture: the input, (H, W, C).
+        """
+        network, region = self.networks[2], self.regions[2]
+        enlarged = enlarge_picture(picture, self.plan.size)
+        tiles = self.plan.phases[2].tiles
+        return self._run(2, latent, LivePreview(enlarged, tiles, network.result_factor, network.finish, region))
+
+    def finish(self, decoded: Passage, picture: Tensor, match: ColorMatch) -> Tensor:
         """Returns the result, or the part of it that is wanted, as an IMAGE. picture: the input, (H, W, C)."""
         # Enlarged again rather than kept: a long batch would hold every reference at once.
         enlarged = enlarge_picture(picture, self.plan.size)
-        network, region = self.networks[2], self.regions[2]
-        tiles = self.plan.phases[2].tiles
-        preview = LivePreview(enlarged, tiles, network.result_factor, network.finish, region)
-        decoded = self._run(2, latent, preview)
+        tiles, factor = self.plan.phases[2].tiles, self.networks[2].result_factor
         if not tiles.is_whole:  # coloured as a part of it is, so that a crop preview shows what the whole will be
-            at = (region or tiles.whole).scaled(network.result_factor)
+            at = (self.regions[2] or tiles.whole).scaled(factor)
             wanted = self.wanted or Region(0, 0, *self.plan.size)
-            result = finish_part(decoded, at, wanted, enlarged, self.plan.downscale, color_match)
+            result = finish_part(decoded, at, wanted, enlarged, self.plan.downscale, match)
         else:
-            result = finish(decoded.whole, enlarged, color_match)
+            result = finish(decoded.whole, enlarged, match)
             result = result if self.wanted is None else self.wanted.crop(result)
-        del enlarged, decoded  # of a large picture, the next line would be a third copy
+        del enlarged  # of a large picture, the next line would be a third copy
         return to_image(result)
 
     def _run(self, index: int, picture: Passage, preview: LivePreview | None = None) -> Passage:
