@@ -30,7 +30,7 @@ class TADSRPiSABalance(io.ComfyNode):
                 _share_input("pixel", "Removal of noise and blur: lambda_pix of PiSA-SR."),
                 _share_input("semantic", "Detail that the model adds: lambda_sem of PiSA-SR."),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The MODEL with these two dials, for Upscale with TADSR or One-Step SR.")],
         )
 
     @classmethod

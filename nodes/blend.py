@@ -35,7 +35,7 @@ class TADSRBlend(io.ComfyNode):
                     tooltip="0: the first picture, the most faithful. 1: the last, the sharpest.",
                 ),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The picture between the two neighbours.")],
         )
 
     @classmethod

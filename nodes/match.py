@@ -31,7 +31,7 @@ class TADSRFinish(io.ComfyNode):
                 color_match_input(),
                 color_strength_input(),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The result at its exact size, in the colours of the reference.")],
         )
 
     @classmethod

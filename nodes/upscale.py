@@ -78,7 +78,7 @@ class TADSRUpscale(io.ComfyNode):
                 color_strength_input(),
                 *preview_place_inputs(),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="The result, or the part of it that the preview shows.")],
         )
 
     @classmethod
