@@ -125,10 +125,10 @@ def targets(figures: Figures) -> list[Target]:
         sides = f"{large['side']}x{large['side']} against {small['side']}x{small['side']}"
         name = f"peak memory without the picture, {limit}, {sides}"
         found.append(Target(name, large["working_mb"] / small["working_mb"], 1.25))
-    for weights, phases in figures.get("difference", {}).items():
-        for phase, difference in phases.items():
-            found.append(Target(f"{weights}: {phase}, mean difference /255", difference["mean"], 0.5))
-            found.append(Target(f"{weights}: {phase}, largest difference /255", difference["largest"], 4.0))
+    for weights, stages in figures.get("difference", {}).items():
+        for stage, difference in stages.items():
+            found.append(Target(f"{weights}: {stage}, mean difference /255", difference["mean"], 0.5))
+            found.append(Target(f"{weights}: {stage}, largest difference /255", difference["largest"], 4.0))
     for weights, pictures in figures.get("seams", {}).items():
         for picture, ratio in pictures.items():
             found.append(Target(f"{weights}: seam ratio, {picture}", ratio["tiled"], 1.05))

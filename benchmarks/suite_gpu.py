@@ -1,4 +1,4 @@
-"""The suite on a GPU, with random weights of SD 2.1's full size: phases, share of the matrix rate, VRAM, compiled."""
+"""The suite on a GPU, with random weights of SD 2.1's full size: stages, share of the matrix rate, VRAM, compiled."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.suite import Figures
 from benchmarks.suite_meters import begin_peak, peak_mb
-from benchmarks.suite_phases import SCALE, Phases
 from benchmarks.suite_pictures import LEFT, picture
+from benchmarks.suite_stages import SCALE, Stages
 from host.node_pack import Pack
 
 SIDE = 512  # pixels of the result: 128 -> 512
@@ -22,15 +22,15 @@ COMPILER = "inductor"
 
 
 def gpu(pack: Pack) -> Figures:
-    """Returns, for 128 -> 512: milliseconds and share of the measured matrix rate of each phase, and peak VRAM."""
+    """Returns, for 128 -> 512: milliseconds and share of the measured matrix rate of each stage, and peak VRAM."""
     rate = matrix_rate(pack.model.model.get_dtype_inference())
-    plain = phase_times(pack, rate)
+    plain = stage_times(pack, rate)
     begin_peak()
     pack.upscale(picture(LEFT, SIDE // SCALE))
-    figures: Figures = {"matrix_tflops": rate / 1e12, "phases": plain, "peak_mb": peak_mb()}
+    figures: Figures = {"matrix_tflops": rate / 1e12, "stages": plain, "peak_mb": peak_mb()}
     pack.comfy.load_core_nodes("nodes_torch_compile.py")
     compiled = pack.comfy.node("TorchCompileModel").execute(pack.model, COMPILER).result[0]
-    figures["phases_compiled"] = phase_times(replace(pack, model=compiled), rate)
+    figures["stages_compiled"] = stage_times(replace(pack, model=compiled), rate)
     return figures
 
 
@@ -47,19 +47,19 @@ def gpu_large(pack: Pack, card_bytes: float, side: int) -> Figures:
     return {"side": side, "seconds": milliseconds / 1e3, "peak_mb": peak_mb()}
 
 
-def phase_times(pack: Pack, rate: float) -> Figures:
-    """Returns milliseconds and share of `rate`, in operations a second, of each phase run whole."""
-    phases = Phases(pack, SIDE, (SIDE, SIDE, SIDE))
-    passage = phases.begin(picture(LEFT, SIDE // SCALE))
+def stage_times(pack: Pack, rate: float) -> Figures:
+    """Returns milliseconds and share of `rate`, in operations a second, of each stage run whole."""
+    stages = Stages(pack, SIDE, (SIDE, SIDE, SIDE))
+    data = stages.begin(picture(LEFT, SIDE // SCALE))
     figures = {}
-    for index, phase in enumerate(phases.phases):
-        times = [elapsed(lambda i=index, p=passage: phases.run(i, p)) for _ in range(WARM_UPS + REPEATS)]
+    for index, planned in enumerate(stages.plan.stages):
+        times = [elapsed(lambda i=index, d=data: stages.run(i, d)) for _ in range(WARM_UPS + REPEATS)]
         milliseconds = statistics.median(times[WARM_UPS:])
         with FlopCounterMode(display=False) as counter:
-            after = phases.run(index, passage)
+            after = stages.run(index, data)
         share = counter.get_total_flops() / (milliseconds / 1e3) / rate
-        figures[phase.name] = {"milliseconds": milliseconds, "share_of_matrix_rate": share}
-        passage = after
+        figures[planned.stage.name] = {"milliseconds": milliseconds, "share_of_matrix_rate": share}
+        data = after
     return figures
 
 

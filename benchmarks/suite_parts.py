@@ -25,8 +25,8 @@ from benchmarks.seams import seam_ratio
 from benchmarks.suite import FULL, MINI, Figures
 from benchmarks.suite_gpu import gpu, gpu_large
 from benchmarks.suite_meters import begin_peak, held_mb, on_gpu, peak_mb
-from benchmarks.suite_phases import SCALE, Phases
 from benchmarks.suite_pictures import LEFT, PICTURES, picture
+from benchmarks.suite_stages import SCALE, Stages
 from benchmarks.suite_weights import write_random_weights as write_small_random_weights
 from host.comfy_in_process import load
 from host.interpreter import chosen_comfyui
@@ -72,14 +72,17 @@ def memory(pack: Pack, side: int, limit: float | None) -> Figures:
     """Returns the peak of one run that may take `limit` bytes, above the memory after loading and a small run.
 
     limit: None for all that is free. working_mb: without the picture itself, which is the input, the enlarged input and
-    the result in float32. tiles: number and width in pixels for each phase.
+    the result in float32. tiles: number and width in pixels for each stage.
     """
     pack.upscale(picture(LEFT, WARM_UP_SIDE // SCALE))
     image = picture(LEFT, side // SCALE)
     if limit is not None:
         limit_memory(pack, limit)
-    plans = [phase.plan for phase in Phases(pack, side, (0, 0, 0)).phases]
-    tiles = {plan.cost.phase: [len(plan.tiles.tiles), plan.tiles.tile_width * plan.cost.downscale] for plan in plans}
+    plan = Stages(pack, side, (0, 0, 0)).plan
+    tiles = {
+        planned.stage.name: [len(planned.tiles.tiles), planned.tiles.tile_width * planned.stage.downscale]
+        for planned in plan.stages
+    }
     before = held_mb()
     begin_peak()
     pack.upscale(image)
@@ -96,14 +99,14 @@ def limit_memory(pack: Pack, limit: float) -> None:
 
 
 def difference(pack: Pack, side: int) -> Figures:
-    """Returns how far the picture changes where the encoder, the decoder or all phases run in tiles, in 1/255.
+    """Returns how far the picture changes where the encoder, the decoder or all stages run in tiles, in 1/255.
 
     Tiles are asked for while the memory is there, so that the statistics are the whole picture's; the last figure is
     of a run that may take the memory of a quarter of the picture.
     Pictures with less contrast than a photograph, as random weights make, are first given that contrast.
     """
     image = picture(LEFT, side // SCALE)
-    whole = Phases(pack, side, (side, side, side)).restore(image)
+    whole = Stages(pack, side, (side, side, side)).restore(image)
     contrast = max(1.0, PHOTOGRAPH_CONTRAST / float(whole.std()))
     mean = whole.mean(dim=(-2, -1), keepdim=True)
 
@@ -111,11 +114,11 @@ def difference(pack: Pack, side: int) -> Figures:
         return ((result - mean) * contrast + mean).clamp(0.0, 1.0) * BYTE_MAX
 
     tile = side // TILES_ACROSS
-    ways = {"encoder": (tile, side, side), "decoder": (side, side, tile), "all phases": (tile, tile, tile)}
-    results = {name: Phases(pack, side, tiles).restore(image) for name, tiles in ways.items()}
-    decoding = pack.comfy.module("memory").decoder_cost(pack.vae)
+    ways = {"encoder": (tile, side, side), "decoder": (side, side, tile), "all stages": (tile, tile, tile)}
+    results = {name: Stages(pack, side, tiles).restore(image) for name, tiles in ways.items()}
+    decoding = pack.comfy.module("stages").decoder_stage(pack.vae)
     limit_memory(pack, decoding.bytes_for((tile // decoding.downscale) ** 2))
-    results["memory for a quarter"] = Phases(pack, side, (0, 0, 0)).restore(image)
+    results["memory for a quarter"] = Stages(pack, side, (0, 0, 0)).restore(image)
     changes = {name: (shown(result) - shown(whole)).abs() for name, result in results.items()}
     return {name: {"mean": float(change.mean()), "largest": float(change.max())} for name, change in changes.items()}
 
@@ -128,20 +131,21 @@ def choices(pack: Pack, side: int) -> Figures:
     decoder run in tiles.
     """
     image, tile = picture(LEFT, side // SCALE), side // TILES_ACROSS
-    whole, to_cut = (Phases(pack, side, (side, side, last)) for last in (side, tile))
+    whole, to_cut = (Stages(pack, side, (side, side, last)) for last in (side, tile))
     latent = to_cut.run(0, to_cut.begin(image))  # with the copy that tiles of the decoder need
     predicted = to_cut.run(1, latent)
-    decoded = whole.run(2, replace(predicted, sample=None)).whole
+    decoded = whole.run(2, replace(predicted, thumbnail=None)).full
     overlap, copy = {}, {}
     for pixels in OVERLAPS:
-        tiled = Phases(pack, side, (tile, side, tile), overlap=pixels * whole.downscale)
-        change = tiled.run(0, tiled.begin(image)).whole - latent.whole
+        tiled = Stages(pack, side, (tile, side, tile), overlap=pixels * whole.plan.downscale)
+        change = tiled.run(0, tiled.begin(image)).full - latent.full
         overlap[pixels] = {
-            "latent": float(change.abs().max() / latent.whole.std()),
-            "decoded": float((tiled.run(2, predicted).whole - decoded).abs().max()) * BYTE_MAX,
+            "latent": float(change.abs().max() / latent.full.std()),
+            "decoded": float((tiled.run(2, predicted).full - decoded).abs().max()) * BYTE_MAX,
         }
     for share in COPY_SHARES:
-        change = (Phases(pack, side, (tile, side, tile), sample_share=share).restore(image) - decoded).abs() * BYTE_MAX
+        tiled = Stages(pack, side, (tile, side, tile), thumbnail_share=share)
+        change = (tiled.restore(image) - decoded).abs() * BYTE_MAX
         copy[share] = {"mean": float(change.mean()), "largest": float(change.max())}
     return {"overlap": overlap, "copy": copy}
 
@@ -151,19 +155,19 @@ def profile(pack: Pack, side: int) -> Figures:
 
     usual attention: the UNet again with the attention that ComfyUI would use by itself; both the faster of two.
     """
-    phases = Phases(pack, side, (side, side, side))
+    stages = Stages(pack, side, (side, side, side))
     options = pack.model.model_options["transformer_options"]
-    passage, figures = phases.begin(picture(LEFT, side // SCALE)), {}
-    for index, phase in enumerate(phases.phases):
-        run = partial(phases.run, index, passage)
-        passage = run()  # loads the network
+    data, figures = stages.begin(picture(LEFT, side // SCALE)), {}
+    for index, planned in enumerate(stages.plan.stages):
+        run = partial(stages.run, index, data)
+        data = run()  # loads the network
         with torch.profiler.profile() as profiler:
             run()
         operators = sorted(profiler.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
         total = sum(event.self_cpu_time_total for event in operators)
         shares = {event.key: event.self_cpu_time_total / total for event in operators[:OPERATORS_SHOWN]}
-        figures[phase.name] = {"seconds": _fastest(run), "operators": shares}
-        if phase.name == "predict" and ATTENTION in options:
+        figures[planned.stage.name] = {"seconds": _fastest(run), "operators": shares}
+        if planned.stage.name == "predict" and ATTENTION in options:
             ours = options.pop(ATTENTION)
             figures["predict, usual attention"] = {"seconds": _fastest(run)}
             options[ATTENTION] = ours
@@ -185,11 +189,12 @@ def seams(pack: Pack, side: int) -> Figures:
     figures, tile = {}, side // TILES_ACROSS
     for kind in PICTURES:
         image = picture(kind, side // SCALE)
-        tiled = Phases(pack, side, (tile, tile, tile))
-        pictures = {"tiled": tiled.restore(image), "whole": Phases(pack, side, (side, side, side)).restore(image)}
-        plans = [phase.plan.tiles for phase in tiled.phases]
+        tiled = Stages(pack, side, (tile, tile, tile))
+        pictures = {"tiled": tiled.restore(image), "whole": Stages(pack, side, (side, side, side)).restore(image)}
+        plans = [planned.tiles for planned in tiled.plan.stages]
         figures[kind] = {
-            name: max(seam_ratio(result, plan, tiled.downscale) for plan in plans) for name, result in pictures.items()
+            name: max(seam_ratio(result, plan, tiled.plan.downscale) for plan in plans)
+            for name, result in pictures.items()
         }
     return figures
 

@@ -28,6 +28,11 @@ class Pack:
     prompt: Any
 
     def upscale(self, image: Tensor, timestep: int = 500, **inputs: Any) -> Tensor:
+        """Returns the result of a run of its own: the node keeps what it decoded of a tensor, and this is a new one."""
+        return self.upscale_kept(image.clone(), timestep, **inputs)
+
+    def upscale_kept(self, image: Tensor, timestep: int = 500, **inputs: Any) -> Tensor:
+        """Returns the result; no network runs where the node has kept what it needs."""
         node = self.comfy.node("TADSRUpscale")
         return node.execute(self.model, self.encoder, self.vae, image, timestep, **inputs).result[0]
 

@@ -21,12 +21,11 @@ from .inputs import (
     timestep_input,
 )
 from .models.encoder import TimeAwareEncoderModel
-from .running.memory import encoder_cost
-from .running.pictures import check_image, draw_latent, enlarge_picture, result_size, start, to_image
-from .running.plan import padded_size, plan_phase
-from .running.progress import Progress, measured
-from .running.run import PhaseRun
-from .running.stages import encoder_network
+from .running.pictures import check_image, enlarge_picture, result_size, to_image
+from .running.plan import plan_upscale
+from .running.progress import Progress
+from .running.run import Run
+from .running.stages import encoder_stage
 
 TIMESTEPS_KEY = "tadsr_timesteps"  # in a LATENT: the timestep that each of its pictures was encoded for
 
@@ -83,15 +82,12 @@ class TADSREncode(io.ComfyNode):
     ) -> io.NodeOutput:
         timestep = encoder.timestep(timestep, any_timestep=any_timestep)
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
-        plan = plan_phase(encoder_cost(encoder), *padded_size(*size, encoder.downscale), tile=tile, overlap=overlap)
-        run, network = PhaseRun(plan), encoder_network(encoder, timestep)
-        progress = Progress([plan], len(image))
+        plan = plan_upscale([encoder_stage(encoder)], size, tile, overlap)
+        run = Run(plan, Progress(plan, len(image)))
         latents, pictures = [], []
         for index, picture in enumerate(image):
             enlarged = enlarge_picture(picture, size)
-            with measured(plan):
-                moments = run(network, start(enlarged, encoder.downscale), progress.phase(0))
-            latents.append(draw_latent(moments.whole, draw_seed(encoding, seed, index)))
+            latents.append(run.encode(enlarged, timestep, draw_seed(encoding, seed, index)).full)
             pictures.append(to_image(enlarged))
         latent = {"samples": torch.cat(latents), TIMESTEPS_KEY: (timestep,) * len(latents)}
         return io.NodeOutput(latent, torch.cat(pictures))

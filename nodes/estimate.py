@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
+import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 from torch import Tensor
@@ -20,14 +21,18 @@ from .inputs import (
     tile_inputs,
 )
 from .models.encoder import TimeAwareEncoderModel
+from .models.student import default_conditioning
 from .running.forecast import Forecast
 from .running.memory import MEGABYTE
 from .running.pictures import check_image, result_size
 from .running.plan import plan_upscale
+from .running.stages import upscale_stages
 
 if TYPE_CHECKING:
     import comfy.sd
     from comfy.model_patcher import ModelPatcher
+
+PLAIN_PROMPT = default_conditioning(torch.zeros(1, 1, 1))  # its words make no difference to tiles and memory
 
 
 class TADSREstimate(io.ComfyNode):
@@ -55,7 +60,7 @@ class TADSREstimate(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="Everything as text; it is shown on the node, too."),
                 io.Int.Output(display_name="width", tooltip="Of the result, in pixels."),
                 io.Int.Output(display_name="height", tooltip="Of the result, in pixels."),
-                io.Int.Output(display_name="tiles", tooltip="Of one picture in all three phases together."),
+                io.Int.Output(display_name="tiles", tooltip="Of one picture in all three stages together."),
                 io.Float.Output(
                     display_name="memory_mb",
                     tooltip="At the peak on the networks' device: the weights and activations of one network.",
@@ -90,15 +95,15 @@ class TADSREstimate(io.ComfyNode):
         megapixels: float = 0.0,
     ) -> io.NodeOutput:
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
-        plan = plan_upscale(model, encoder, vae, size, tile, overlap)
+        plan = plan_upscale(upscale_stages(model, encoder, vae, PLAIN_PROMPT), size, tile, overlap)
         forecast = Forecast(plan, len(image))
         report = forecast.report()
         # The page shows a node's `ui.text` only on core's Preview as Text, but this on any node.
         PromptServer.instance.send_progress_text(report, cls.hidden.unique_id)
         return io.NodeOutput(
             report,
-            plan.width,
-            plan.height,
+            size[1],
+            size[0],
             forecast.tiles,
             forecast.peak_bytes / MEGABYTE,
             forecast.seconds or 0.0,

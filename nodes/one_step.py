@@ -13,11 +13,11 @@ from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
 from .inputs import CATEGORY, any_timestep_input, tile_inputs
 from .models.student import Conditioning, choose_conditioning, student_of
-from .running.memory import prediction_cost
-from .running.plan import plan_phase
-from .running.progress import Progress, measured
-from .running.run import Passage, PhaseRun
-from .running.stages import may_be_cut, prediction_network
+from .running.pictures import StageData
+from .running.plan import plan_latent
+from .running.progress import Progress
+from .running.run import Run
+from .running.stages import prediction_stage
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -73,15 +73,13 @@ class TADSROneStep(io.ComfyNode):
         timesteps = tuple(
             student.timestep(one, any_timestep=any_timestep) for one in choose_timesteps(latent, timestep)
         )
-        conditioning = choose_conditioning(model, conditioning)
-        size, whole = samples.shape[-2:], not may_be_cut(conditioning)
-        plan = plan_phase(prediction_cost(model), *size, tile=tile, overlap=overlap, whole=whole)
-        run, progress = PhaseRun(plan), Progress([plan], len(samples))
-        results = []
-        for sample, sample_timestep in zip(samples, timesteps, strict=True):
-            network = prediction_network(model, sample_timestep, conditioning)
-            with measured(plan):
-                results.append(run(network, Passage(sample.unsqueeze(0)), progress.phase(0)).whole)
+        stage = prediction_stage(model, choose_conditioning(model, conditioning))
+        plan = plan_latent(stage, *samples.shape[-2:], tile=tile, overlap=overlap)
+        run = Run(plan, Progress(plan, len(samples)))
+        results = [
+            run.predict(StageData(sample.unsqueeze(0), timestep=sample_timestep)).full
+            for sample, sample_timestep in zip(samples, timesteps, strict=True)
+        ]
         result = torch.cat(results).to(device=mm.intermediate_device(), dtype=intermediate_dtype())
         return io.NodeOutput({**latent, "samples": result, TIMESTEPS_KEY: timesteps})
 

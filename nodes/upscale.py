@@ -32,12 +32,12 @@ from .models.encoder import TimeAwareEncoderModel
 from .models.student import Conditioning, choose_conditioning, student_of
 from .running.color import DEFAULT_COLOR_MATCH, ColorMatch
 from .running.kept import keeping, recall, run_key
-from .running.pictures import check_image, result_size
+from .running.pictures import check_image, enlarge_picture, result_size
 from .running.place import preview_region
 from .running.plan import plan_upscale
 from .running.progress import Progress
-from .running.stages import may_be_cut, networks_for
-from .running.upscaling import Upscaling
+from .running.run import Run
+from .running.stages import upscale_stages
 
 if TYPE_CHECKING:
     import comfy.sd
@@ -113,19 +113,22 @@ class TADSRUpscale(io.ComfyNode):
         match = ColorMatch(color_match, color_strength)
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
         wanted = preview_region(size, preview_size, (preview_x, preview_y), preview_mask)
-        given, conditioning = conditioning, choose_conditioning(model, conditioning)
-        plan = plan_upscale(model, encoder, vae, size, tile, overlap, not may_be_cut(conditioning))
+        stages = upscale_stages(model, encoder, vae, choose_conditioning(model, conditioning))
+        plan = plan_upscale(stages, size, tile, overlap)
+        run = Run(plan, Progress(plan, len(image)), wanted)
         key = run_key(
-            (encoder, vae, image, given),
-            (timestep, size, encoding, seed, wanted, [phase.tiles for phase in plan.phases])
-            + tuple(patcher.patches_uuid for patcher in (model, encoder.patcher, vae.patcher)),
+            (encoder, vae, image, conditioning),
+            (timestep, size, encoding, seed, wanted, *(planned.tiles for planned in plan.stages))
+            + tuple(stage.patcher.patches_uuid for stage in stages),
         )
-        networks = networks_for(model, encoder, vae, timestep, conditioning)
-        work = Upscaling(plan=plan, networks=networks, progress=Progress(plan.phases, len(image)), wanted=wanted)
         decoded = recall(model, key)
         if decoded is None:  # more than colours has changed
-            latents = [work.encode(picture, draw_seed(encoding, seed, index)) for index, picture in enumerate(image)]
-            latents = [work.predict(latent) for latent in latents]
-            decoded = keeping(model, key, map(work.decode, latents, image))
-        results = [work.finish(one, picture, match) for one, picture in zip(decoded, image, strict=True)]
+            # Each stage runs over the whole batch, so that its network is loaded once.
+            latents = [
+                run.encode(enlarge_picture(picture, size), timestep, draw_seed(encoding, seed, index))
+                for index, picture in enumerate(image)
+            ]
+            latents = [run.predict(latent) for latent in latents]
+            decoded = keeping(model, key, map(run.decode, latents, image))
+        results = [run.finish(one, picture, match) for one, picture in zip(decoded, image, strict=True)]
         return io.NodeOutput(results[0] if len(results) == 1 else torch.cat(results))

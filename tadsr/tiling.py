@@ -1,12 +1,13 @@
-"""Runs a network over a picture tile by tile, and blends the tiles.
+"""Cuts a picture into tiles for a network, and blends what it makes of them.
 
-The same code encodes, predicts and decodes: a network turns (B, C, h, w) into (B, C', f h, f w), and tiles are planned
-on the latent's grid, of which the source and the result are multiples.
+The same code serves to encode, predict and decode: a network turns (B, C, h, w) into (B, C', f h, f w), and tiles are
+planned on the latent's grid, of which the source and the result are multiples. It calls no network: a `Tiling` is a
+generator that asks for the results of tiles, so that who runs the network, and knows its memory, stands next to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,11 +16,16 @@ from torch import Tensor
 from .geometry import Region, TilePlan, plan_tiles
 
 Network = Callable[[Tensor], Tensor]
+OnTiles = Callable[[int, int, Tensor], None]  # is given the tiles done, tiles in all and the picture so far
 
 # Of the neighbour's weight to a tile's own at that tile's border, which then counts 0.005 %. Measured with tadsr-mini
 # on a smooth gradient: with 6, 0.2 % of what a border spoils made a seam ratio of 1.37 where 1.05 is allowed.
 EDGE_LOG_ODDS = 10.0
 SMALLEST_TILE = 16  # latent pixels; in a smaller one hardly a pixel is out of reach of the border
+
+# Gives batches of tiles, (n, C, h, w); is sent the network's result for each tile, (1, C', f h, f w), or None where
+# memory was too short for the batch; returns the blended picture, (1, C', H, W) float32 on the device of the source.
+Tiling = Generator[Tensor, "Sequence[Tensor] | None", Tensor]
 
 
 class SmallestTileError(RuntimeError):
@@ -35,38 +41,36 @@ def _nothing(*_: object) -> None:
 
 
 @dataclass(kw_only=True)
-class TiledRun:
-    """Calls one network on the tiles of a picture; what it learns about memory holds for the tiles that follow."""
+class Tiler:
+    """Cuts pictures into tiles for one network; what it learns about memory holds for the tiles that follow."""
 
-    network: Network
     source_factor: int  # pixels of the source per latent pixel, along each side
     result_factor: int  # the same of the result
     batch: int = 1  # tiles at a time; falls when memory is short
-    out_of_memory: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
     smallest: int = SMALLEST_TILE  # latent pixels of a side; tiles are not cut smaller
-    redo: Network | None = None  # the network in full precision, for tiles that come out unusable
-    on_shrink: Callable[[TiledRun], None] = _nothing  # after memory ran out, before the next try
-    on_tiles: Callable[[int, int, Tensor], None] = _nothing  # tiles done, tiles in all, the picture so far
     largest: int | None = field(default=None, init=False)  # latent pixels of a side that fit; None: no limit met
-    redone: int = field(default=0, init=False)  # tiles that `redo` made
 
-    def __call__(self, source: Tensor, plan: TilePlan, region: Region | None = None) -> Tensor:
-        """Returns the blended result, (1, C', H, W) float32 on the device of `source`.
+    def tiling(
+        self,
+        source: Tensor,
+        plan: TilePlan,
+        region: Region | None = None,
+        on_tiles: OnTiles = _nothing,
+    ) -> Tiling:
+        """Returns the dialogue about one picture.
 
         source: (1, C, H, W), any float type. region: the part wanted, in latent pixels; only the tiles that it needs
-        run, and its pixels are those of the whole. Raises SmallestTileError where no size of tile fits in memory,
-        UnusableTileError for a tile that `redo` does not save, and whatever the network and the callbacks raise.
+        are asked for, and its pixels are those of the whole. Raises SmallestTileError where no size of tile fits in
+        memory, and whatever `on_tiles` raises.
         """
-        return self._blend(source, plan, region or plan.whole, self.on_tiles)
+        return self._blend(source, plan, region or plan.whole, on_tiles)
 
-    def _blend(
-        self, source: Tensor, plan: TilePlan, region: Region, on_tiles: Callable[[int, int, Tensor], None]
-    ) -> Tensor:
+    def _blend(self, source: Tensor, plan: TilePlan, region: Region, on_tiles: OnTiles) -> Tiling:
         canvas = _Canvas(plan, region, self.result_factor)
         tiles = plan.tiles_for(region)
         done = 0
         while done < len(tiles):
-            results = self._first_of(tiles[done : done + self.batch], source, plan)
+            results = yield from self._first_of(tiles[done : done + self.batch], source, plan)
             for tile, result in zip(tiles[done:], results, strict=False):
                 canvas.add(tile, result.to(source.device, torch.float32))
             done += len(results)
@@ -74,38 +78,19 @@ class TiledRun:
                 on_tiles(done, len(tiles), canvas.image)
         return canvas.image
 
-    def _first_of(self, tiles: Sequence[Region], source: Tensor, plan: TilePlan) -> list[Tensor]:
+    def _first_of(
+        self, tiles: Sequence[Region], source: Tensor, plan: TilePlan
+    ) -> Generator[Tensor, Sequence[Tensor] | None, Sequence[Tensor]]:
         """Returns the results of the first of `tiles`: of all, or of fewer or none where memory is short."""
         parts = [tile.scaled(self.source_factor).crop(source) for tile in tiles]
         if self.largest is not None and max(plan.tile_height, plan.tile_width) > self.largest:
             smaller = _plan_within(plan, self.largest)
-            return [self._blend(parts[0], smaller, smaller.whole, _nothing)]
-        results = self._attempt(torch.cat(parts))
+            return [(yield from self._blend(parts[0], smaller, smaller.whole, _nothing))]
+        results = yield torch.cat(parts)
         if results is None:
             self._shrink(plan, len(parts))
-            self.on_shrink(self)
             return []
         return results
-
-    def _attempt(self, parts: Tensor) -> list[Tensor] | None:
-        """Returns the result of each part, or None where memory ran out."""
-        try:
-            results = self.network(parts).split(1)
-            return [self._usable(result, part) for result, part in zip(results, parts.split(1), strict=True)]
-        except self.out_of_memory:
-            return None  # the next try comes after this block, whose exception holds the tensors of the failed one
-
-    def _usable(self, result: Tensor, part: Tensor) -> Tensor:
-        """Returns the result, made again in full precision where it may be wrong."""
-        if self.redo is not None and (not _is_finite(result) or _is_flat(result) and not _is_flat(part)):
-            self.redone += 1
-            result = self.redo(part)
-        if not _is_finite(result):
-            raise UnusableTileError(
-                f"a tile of {part.shape[-1]}x{part.shape[-2]} pixels came out with NaN or infinite values"
-                f"{' in full precision too' if self.redo else ''}: the weights are damaged or do not belong together"
-            )
-        return result  # that it is flat may be right: a white sky, for example
 
     def _shrink(self, plan: TilePlan, batch: int) -> None:
         """Halves the batch, or the tile where there was only one, or raises SmallestTileError."""
@@ -122,6 +107,24 @@ def _plan_within(plan: TilePlan, largest: int) -> TilePlan:
     """Returns the plan of the parts of one tile, at most `largest` a side, which overlap by half of it at most."""
     overlap = min(plan.overlap, largest // 2)
     return plan_tiles(plan.tile_height, plan.tile_width, tile=largest, overlap=overlap, multiple=plan.multiple)
+
+
+def may_be_wrong(result: Tensor, part: Tensor) -> bool:
+    """Returns whether a network's result for a tile should be made again in full precision.
+
+    A flat one may be right, as of a white sky; so it is no error where it stays flat.
+    """
+    return not _is_finite(result) or (_is_flat(result) and not _is_flat(part))
+
+
+def check_finite(result: Tensor, part: Tensor, *, in_float32: bool) -> Tensor:
+    """Returns the result of a tile; raises UnusableTileError for NaN or infinity. in_float32: it was made again so."""
+    if not _is_finite(result):
+        raise UnusableTileError(
+            f"a tile of {part.shape[-1]}x{part.shape[-2]} pixels came out with NaN or infinite values"
+            f"{' in full precision too' if in_float32 else ''}: the weights are damaged or do not belong together"
+        )
+    return result
 
 
 def _is_finite(result: Tensor) -> bool:
@@ -168,6 +171,6 @@ class _Canvas:
             self.image = result.new_zeros(*result.shape[:2], self.region.height, self.region.width)
         down, across = self.down[tile.top].to(result), self.across[tile.left].to(result)
         weighted = result * down[:, None] * across
-        placed = tile.scaled(self.factor)
-        part = placed.intersection(self.region)
-        part.relative_to(self.region).crop(self.image).add_(part.relative_to(placed).crop(weighted))
+        pasted = tile.scaled(self.factor)
+        part = pasted.intersection(self.region)
+        part.relative_to(self.region).crop(self.image).add_(part.relative_to(pasted).crop(weighted))

@@ -21,7 +21,7 @@ SIZE = (320, 256)  # (height, width) of the result
 TILE = 128
 NO_MEMORY_BYTES = 2**60  # more than any machine has
 GPU_BYTES = 8 * 2**30
-PHASE_SECONDS = 4  # of each phase, by the test's clock
+STAGE_SECONDS = 4  # of each stage, by the test's clock
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ def test_tiles_are_those_that_the_run_gives_to_the_networks(mini: Pack, tile: in
     ]
     assert estimated.tiles == sum(given)
     assert (estimated.tiles > 3) == (tile > 0)
-    for phase, count in zip(("Encode", "Predict", "Decode"), given, strict=True):
-        assert f"{phase}: " + (f"{count} tiles of " if tile else "the whole picture at once") in estimated.report
+    for stage, count in zip(("Encode", "Predict", "Decode"), given, strict=True):
+        assert f"{stage}: " + (f"{count} tiles of " if tile else "the whole picture at once") in estimated.report
 
 
 def tiles_given(network: nn.Module, pack: Pack, tile: int) -> int:
-    """Returns how many tiles a network was given in a run, the sample for its statistics not counted."""
+    """Returns how many tiles a network was given in a run, the thumbnail for its statistics not counted."""
     batches: list[int] = []
     hook = network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     pack.upscale(picture(80, 64), tile=tile, overlap=32)
@@ -146,12 +146,12 @@ def tiles_given(network: nn.Module, pack: Pack, tile: int) -> int:
 
 def test_time_after_a_run_is_that_of_the_next(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_times(mini)
-    clock = itertools.count(step=PHASE_SECONDS)  # read before and after each phase
+    clock = itertools.count(step=STAGE_SECONDS)  # read before and after each stage
     monkeypatch.setattr(mini.comfy.module("progress"), "perf_counter", lambda: next(clock))
     image = picture(32, 48)
     mini.upscale(image)
     once, shown = estimate(mini, image)
-    assert once.seconds == pytest.approx(3 * PHASE_SECONDS)
+    assert once.seconds == pytest.approx(3 * STAGE_SECONDS)
     assert shown.splitlines()[:2] == ["Result: 192x128 pixels, 0.025 megapixels", "Time: about 12.0 seconds"]
     batch, shown_of_batch = estimate(mini, image.expand(3, -1, -1, -1))
     assert batch.seconds == pytest.approx(3 * once.seconds)
@@ -177,8 +177,8 @@ def test_warns_where_memory_is_too_short_even_for_the_smallest_tiles(
     estimated, _ = estimate(mini, picture(80, 64))
     warnings = [line for line in estimated.report.splitlines() if line.startswith("Warning")]
     assert len(warnings) == 3
-    for phase, line in zip(("encode", "predict", "decode"), warnings, strict=True):
-        assert f"To {phase} needs about" in line and "0 MB free" in line and "start ComfyUI with --cpu" in line
+    for stage, line in zip(("encode", "predict", "decode"), warnings, strict=True):
+        assert f"To {stage} needs about" in line and "0 MB free" in line and "start ComfyUI with --cpu" in line
 
 
 def test_warns_of_a_tile_that_is_too_large(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_no_byte_of_memory_counts_twice(mini: Pack, monkeypatch: pytest.MonkeyPa
     assert own.get_free_memory(gpu) == GPU_BYTES - (0 if dynamic else held)
 
     for_activations = GPU_BYTES - mm.extra_reserved_memory() - own.model_size()
-    assert memory.can_be_free(own) == for_activations
+    assert memory.free_if_all_unloaded(own) == for_activations
     assert memory.free_for_activations(own) == for_activations - other.model_size()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiled_run import in_tiles
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.seams import seam_ratio
 from tadsr.geometry import plan_tiles
-from tadsr.tiling import TiledRun
+from tadsr.tiling import Tiler
 
 FACTOR = 8
 PLAN = plan_tiles(40, 64, tile=32, overlap=8)
@@ -55,5 +56,6 @@ def test_one_tile_and_a_flat_picture_have_none() -> None:
 
 def test_what_borders_of_tiles_spoil_does_not_show_in_a_smooth_gradient() -> None:
     """A blur that takes what is beyond a tile for black darkens its border by half."""
-    run = TiledRun(network=lambda x: F.avg_pool2d(x, 9, 1, 4), source_factor=FACTOR, result_factor=FACTOR)
-    assert 1 / NO_SEAM < seam_ratio(run(gradient(), PLAN), PLAN, FACTOR) < NO_SEAM
+    tiler = Tiler(source_factor=FACTOR, result_factor=FACTOR)
+    result = in_tiles(lambda x: F.avg_pool2d(x, 9, 1, 4), tiler, gradient(), PLAN)
+    assert 1 / NO_SEAM < seam_ratio(result, PLAN, FACTOR) < NO_SEAM

@@ -48,7 +48,7 @@ def mini(comfy_inprocess: InProcessComfy) -> Pack:
 
 
 def networks_of(pack: Pack) -> dict[str, nn.Module]:
-    """Returns the modules that tiles go through, by phase."""
+    """Returns the modules that tiles go through, by stage."""
     return {
         "encode": pack.encoder.model,
         "predict": pack.model.model.diffusion_model,
@@ -117,9 +117,9 @@ def part_of_sample(repository: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("shown", ["photograph", "gradient"])
-@pytest.mark.parametrize("small_sample", [False, True])
+@pytest.mark.parametrize("small_thumbnail", [False, True])
 def test_no_seam_shows(
-    mini: Pack, repository: Path, shown: str, small_sample: bool, monkeypatch: pytest.MonkeyPatch
+    mini: Pack, repository: Path, shown: str, small_thumbnail: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A picture has edges of its own where tiles happen to meet: it is compared with the one made whole."""
     if shown == "photograph":
@@ -128,15 +128,15 @@ def test_no_seam_shows(
         image = torch.linspace(0.2, 0.8, 128)[:, None, None].expand(128, 192, 3)[None].clone()
     tiles = {"tile": 256, "overlap": 64}
     whole = mini.upscale(image).movedim(-1, 1)
-    if small_sample:
-        cap_sample(mini, monkeypatch, 384)
+    if small_thumbnail:
+        cap_thumbnail(mini, monkeypatch, 384)
     result = mini.upscale(image, **tiles).movedim(-1, 1)
     plan = mini.comfy.module("plan")
-    for cost in ("encoder_cost", "decoder_cost"):
-        network = mini.encoder if cost == "encoder_cost" else mini.vae
-        phase = plan.plan_phase(getattr(mini.comfy.module("memory"), cost)(network), 128, 192, **tiles)
-        assert len(phase.tiles.tiles) > 4
-        assert seam_ratio(result, phase.tiles, 4) <= 1.05 * seam_ratio(whole, phase.tiles, 4)
+    stages = mini.comfy.module("stages")
+    for stage in (stages.encoder_stage(mini.encoder), stages.decoder_stage(mini.vae)):
+        planned = plan.plan_stage(stage, 128, 192, **tiles)
+        assert len(planned.tiles.tiles) > 4
+        assert seam_ratio(result, planned.tiles, 4) <= 1.05 * seam_ratio(whole, planned.tiles, 4)
 
 
 def test_a_batch_of_mixed_alpha_equals_its_pictures_one_by_one(pack: Pack) -> None:
@@ -148,14 +148,14 @@ def test_a_batch_of_mixed_alpha_equals_its_pictures_one_by_one(pack: Pack) -> No
     assert (together - apart).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("small_sample", [False, True])
+@pytest.mark.parametrize("small_thumbnail", [False, True])
 @pytest.mark.parametrize("color_match", ["adain", "wavelet", "none"])
 @pytest.mark.parametrize("side", [1, 40, 1000])
 def test_the_crop_preview_is_the_centre_of_the_result(
-    mini: Pack, color_match: str, side: int, small_sample: bool, monkeypatch: pytest.MonkeyPatch
+    mini: Pack, color_match: str, side: int, small_thumbnail: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if small_sample:
-        cap_sample(mini, monkeypatch)
+    if small_thumbnail:
+        cap_thumbnail(mini, monkeypatch)
     image = picture(40, 63, channels=4)
     result = mini.upscale(image, color_match=color_match, **TILES)
     preview = mini.upscale(image, color_match=color_match, preview_size=side, **TILES)
@@ -168,10 +168,10 @@ def test_the_crop_preview_is_the_centre_of_the_result(
 
 def test_the_crop_preview_runs_only_the_tiles_that_it_needs(pack: Pack) -> None:
     image = picture(32, 160)
-    for phase, module in networks_of(pack).items():
+    for stage, module in networks_of(pack).items():
         full = sizes_seen(module, lambda: pack.upscale(image, **TILES))
         part = sizes_seen(module, lambda: pack.upscale(image, preview_size=32, **TILES))
-        assert sum(shape[0] for shape in part) < sum(shape[0] for shape in full), phase
+        assert sum(shape[0] for shape in part) < sum(shape[0] for shape in full), stage
 
 
 def test_the_crop_preview_of_a_whole_picture_is_cut_from_it(pack: Pack) -> None:
@@ -179,11 +179,10 @@ def test_the_crop_preview_of_a_whole_picture_is_cut_from_it(pack: Pack) -> None:
     assert_nearly(pack.upscale(image, preview_size=50), pack.upscale(image)[:, 23:73, 55:105])
 
 
-def cap_sample(mini: Pack, monkeypatch: pytest.MonkeyPatch, side: int = 96) -> None:
+def cap_thumbnail(mini: Pack, monkeypatch: pytest.MonkeyPatch, side: int = 96) -> None:
     """Makes the copies that statistics come from smaller than the test's pictures, as they are of large ones."""
-    sides = mini.comfy.module("plan").LARGEST_SIDE
-    for phase in sides:
-        monkeypatch.setitem(sides, phase, side)
+    for name in ("VAE_LARGEST_SIDE", "UNET_LARGEST_SIDE"):
+        monkeypatch.setattr(mini.comfy.module("stages"), name, side)
 
 
 def test_tiles_look_as_the_whole_with_the_statistics_of_a_small_copy(
@@ -191,14 +190,14 @@ def test_tiles_look_as_the_whole_with_the_statistics_of_a_small_copy(
 ) -> None:
     image = part_of_sample(repository)
     whole = mini.upscale(image)
-    cap_sample(mini, monkeypatch, 384)
+    cap_thumbnail(mini, monkeypatch, 384)
     assert mean_levels(mini.upscale(image), whole) < 2.0  # measured: 1.3
 
 
 def test_a_prompt_for_a_part_of_the_picture_stays_in_its_place(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """The area lies outside the small copy, which must not go through the UNet with it."""
     image = picture(40, 63)
-    cap_sample(mini, monkeypatch)
+    cap_thumbnail(mini, monkeypatch)
     prompt = mini.prompt[0][0]
     areas = [[prompt, {"area": (16, 16, 20, 44), "strength": 1.0, "set_area_to_bounds": False}], [prompt, {}]]
     assert mean_levels(mini.upscale(image, conditioning=areas), mini.upscale(image)) < 4.0
@@ -220,18 +219,18 @@ def short_memory(module: nn.Module, limit: int) -> Iterator[list[tuple[int, ...]
         yield fitted
 
 
-@pytest.mark.parametrize("phase", ["encode", "predict", "decode"])
+@pytest.mark.parametrize("stage", ["encode", "predict", "decode"])
 def test_short_memory_gives_smaller_tiles_and_nearly_the_same_picture(
-    mini: Pack, phase: str, caplog: pytest.LogCaptureFixture
+    mini: Pack, stage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = picture(40, 56)
     whole = mini.upscale(image)
-    limit = 25 * 25 * (16 if phase == "encode" else 1)  # of 40 x 56 latent pixels, or of the pixels that they stand for
-    with caplog.at_level(logging.WARNING), short_memory(networks_of(mini)[phase], limit) as fitted:
+    limit = 25 * 25 * (16 if stage == "encode" else 1)  # of 40 x 56 latent pixels, or of the pixels that they stand for
+    with caplog.at_level(logging.WARNING), short_memory(networks_of(mini)[stage], limit) as fitted:
         result = mini.upscale(image, overlap=16)
     assert mean_levels(result, whole) < 4.0  # measured: 2.6 for the decoder, whose statistics come from a small latent
     assert len(fitted) > 4
-    assert f"out of memory; {phase} goes on in tiles of at most" in caplog.text
+    assert f"out of memory; {stage} goes on in tiles of at most" in caplog.text
 
 
 def test_later_pictures_start_with_the_tiles_that_fitted(pack: Pack, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,12 +251,12 @@ def test_memory_for_no_tile_at_all_is_a_clear_error(pack: Pack) -> None:
 def test_tiles_at_a_time_fall_before_their_size_does(mini: Pack, caplog: pytest.LogCaptureFixture) -> None:
     module = mini.comfy.module
     latent = mini.encode(picture(32, 64))[0]["samples"]
-    plan = module("plan").plan_phase(module("memory").decoder_cost(mini.vae), 32, 64, tile=64, overlap=16)
+    plan = module("plan").plan_stage(module("stages").decoder_stage(mini.vae), 32, 64, tile=64, overlap=16)
 
     def decoded(at_once: int) -> Tensor:
-        run = module("run").PhaseRun(replace(plan, batch=at_once, sample_area=2 * 16 * 16))
-        passage = module("run").Passage(latent)
-        return run(module("stages").decoder_network(mini.vae), passage, lambda *_: None).whole
+        planned = replace(plan, batch=at_once, thumbnail_area=2 * 16 * 16)
+        data, run = module("pictures").StageData(latent), module("run")
+        return run.StageRun(planned, run.tiler_for(planned), data)(lambda *_: None).full
 
     one_by_one = decoded(1)
     with caplog.at_level(logging.WARNING), short_memory(networks_of(mini)["decode"], 2 * 20 * 20):
@@ -281,16 +280,26 @@ def half(comfy_inprocess: InProcessComfy, pack: Pack) -> Pack:
     return Pack(comfy_inprocess, *loaded.result)
 
 
-@pytest.mark.parametrize("phase", ["encode", "predict", "decode"])
-def test_a_broken_tile_is_made_again_in_float32(half: Pack, phase: str, caplog: pytest.LogCaptureFixture) -> None:
-    module = networks_of(half)[phase]
+@pytest.mark.parametrize(
+    ("stage", "wrong"),
+    [
+        *((stage, float("nan")) for stage in ("encode", "predict", "decode")),
+        *(("decode", float("inf")), ("decode", 0.0)),
+    ],
+)
+def test_a_broken_tile_is_made_again_in_float32(
+    half: Pack, stage: str, wrong: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = networks_of(half)[stage]
     image = picture(24, 40)
     good = half.upscale(image, **TILES)
     calls: list[torch.dtype] = []
 
     def break_second(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         calls.append(inputs[0].dtype)
-        return output * float("nan") if len(calls) == 2 else output  # the first gathers statistics
+        if len(calls) != 2:  # the first gathers statistics
+            return output
+        return torch.zeros_like(output) if wrong == 0 else output.index_fill(1, torch.tensor(1), wrong)
 
     handle = module.register_forward_hook(break_second)
     try:
@@ -299,21 +308,58 @@ def test_a_broken_tile_is_made_again_in_float32(half: Pack, phase: str, caplog: 
     finally:
         handle.remove()
     assert calls[1] == torch.bfloat16 and torch.float32 in calls[2:]
-    assert "made again in float32" in caplog.text
+    assert "1 tiles came out unusable and were made again in float32" in caplog.text
     assert result.isfinite().all() and mean_levels(result, good) < 2.0
 
 
-def test_a_tile_that_float32_does_not_save_is_an_error(pack: Pack) -> None:
-    def break_all(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        return output * float("nan")
+@contextmanager
+def all_results(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return change(output)
 
-    handle = networks_of(pack)["decode"].register_forward_hook(break_all)
+    handle = module.register_forward_hook(hook)
     try:
-        with pytest.raises(Exception, match="NaN or infinite") as caught:
-            pack.upscale(picture(8, 8))
+        yield
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "wrong"),
+    [("pack", "values: ", float("-inf")), ("half", "values in full precision too: ", float("nan"))],
+)
+def test_a_tile_that_float32_does_not_save_is_an_error(
+    name: str, words: str, wrong: float, request: pytest.FixtureRequest
+) -> None:
+    pack: Pack = request.getfixturevalue(name)
+    with (
+        all_results(networks_of(pack)["decode"], lambda output: torch.full_like(output, wrong)),
+        pytest.raises(Exception, match=f"NaN or infinite {words}") as caught,
+    ):
+        pack.upscale(picture(8, 8))
     assert type(caught.value).__name__ == UnusableTileError.__name__
+
+
+def test_a_tile_that_stays_flat_is_kept(half: Pack, caplog: pytest.LogCaptureFixture) -> None:
+    """A sky may be clamped to white in full precision too."""
+    with (
+        caplog.at_level(logging.WARNING),
+        all_results(networks_of(half)["decode"], torch.ones_like),
+    ):
+        result = half.upscale(picture(8, 8), color_match="none")
+    assert torch.equal(result, torch.ones_like(result))
+    assert "1 tiles came out unusable and were made again in float32" in caplog.text
+
+
+def test_another_error_of_a_network_is_not_taken_for_short_memory(pack: Pack) -> None:
+    def broken(_: Tensor) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    with (
+        before_each_call(networks_of(pack)["predict"], broken),
+        pytest.raises(RuntimeError, match="shapes do not fit"),
+    ):
+        pack.upscale(picture(48, 64), **TILES)
 
 
 def test_an_interrupt_ends_the_run_within_one_tile(pack: Pack) -> None:

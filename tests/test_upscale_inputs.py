@@ -99,17 +99,19 @@ def test_the_strength_goes_from_the_plain_result_to_the_match(
 
 def test_only_colours_are_made_again_when_only_they_change(pack: Pack) -> None:
     image, other = picture(20, 30, batch=2), picture(20, 30, seed=1)
-    assert calls_of(pack, lambda: pack.upscale(image, 500)) == 2
+    assert calls_of(pack, lambda: pack.upscale_kept(image, 500)) == 2
     for method in COLOR_MATCHES:
-        assert calls_of(pack, lambda m=method: pack.upscale(image, 500, color_match=m, color_strength=0.5)) == 0
+        assert calls_of(pack, lambda m=method: pack.upscale_kept(image, 500, color_match=m, color_strength=0.5)) == 0
     fresh = load_pack(pack.comfy, RANDOM)
     for method in COLOR_MATCHES:
-        assert torch.equal(pack.upscale(image, 500, color_match=method), fresh.upscale(image, 500, color_match=method))
-    assert calls_of(pack, lambda: pack.upscale(image, 501)) == 2, "another timestep is another run"
-    assert calls_of(pack, lambda: pack.upscale(image, 501, conditioning=pack.prompt)) == 2
-    assert calls_of(pack, lambda: pack.upscale(image.clone(), 501)) == 2, "another picture is another run"
-    assert calls_of(pack, lambda: pack.upscale(other, 501)) == 1
-    assert calls_of(pack, lambda: pack.upscale(image, 501)) == 2, "one run is kept"
+        assert torch.equal(
+            pack.upscale_kept(image, 500, color_match=method), fresh.upscale(image, 500, color_match=method)
+        )
+    assert calls_of(pack, lambda: pack.upscale_kept(image, 501)) == 2, "another timestep is another run"
+    assert calls_of(pack, lambda: pack.upscale_kept(image, 501, conditioning=pack.prompt)) == 2
+    assert calls_of(pack, lambda: pack.upscale_kept(image.clone(), 501)) == 2, "another picture is another run"
+    assert calls_of(pack, lambda: pack.upscale_kept(other, 501)) == 1
+    assert calls_of(pack, lambda: pack.upscale_kept(image, 501)) == 2, "one run is kept"
 
 
 def test_nothing_large_is_kept_and_nothing_after_the_model(

@@ -19,8 +19,7 @@ from ...tadsr.color import (
     to_neutral,
 )
 from ...tadsr.geometry import MIN_NETWORK_SIDE, Region, pad_to_multiple, resize_bicubic
-from .pictures import RGB, join_alpha, split_alpha
-from .run import Passage
+from .pictures import RGB, StageData, join_alpha, split_alpha
 
 # Where mean and contrast are matched: from RGB there and back
 SPACES = {"adain": (lambda rgb: rgb, lambda rgb: rgb), "lab": (rgb_to_lab, lab_to_rgb)}
@@ -46,7 +45,7 @@ class ColorMatch:
         return matched if self.strength == 1.0 or matched is plain else plain.lerp(matched, self.strength)
 
 
-def grown(region: Region, size: tuple[int, int]) -> Region:
+def expanded(region: Region, size: tuple[int, int]) -> Region:
     """Returns the region with what the wavelet colour match looks at around it, inside the picture."""
     around = Region(
         region.top - WAVELET_REACH,
@@ -58,27 +57,27 @@ def grown(region: Region, size: tuple[int, int]) -> Region:
 
 
 def finish_part(
-    decoded: Passage, at: Region, wanted: Region, enlarged: Tensor, downscale: int, match: ColorMatch
+    decoded: StageData, at: Region, wanted: Region, enlarged: Tensor, downscale: int, match: ColorMatch
 ) -> Tensor:
     """Returns a part of the result in the colours that it will have in the whole, with its alpha; (1, 3 or 4, h, w).
 
-    decoded: the part of the picture at `at`, and the decoded sample; wanted: the part of it to return; both in pixels.
+    decoded: the part of the picture at `at`, and the thumbnail; wanted: the part of it to return; both in pixels.
     enlarged: the whole enlarged input, (1, 3 or 4, H, W) in [0, 1]; it was padded to a multiple of `downscale`.
     """
     reference, alpha = split_alpha(enlarged)
-    inside = grown(wanted, (reference.shape[-2], reference.shape[-1]))
-    plain = inside.relative_to(at).crop(decoded.whole[:, :RGB]).float()
+    inside = expanded(wanted, (reference.shape[-2], reference.shape[-1]))
+    plain = inside.relative_to(at).crop(decoded.full[:, :RGB]).float()
     rgb = plain
     if match.method == "wavelet":
         rgb = match_wavelet(plain, inside.crop(reference).to(plain))
     elif match.method in SPACES:
-        assert decoded.sample is not None, "a part of a picture comes from tiles, which have a sample"
-        sample = decoded.sample[:, :RGB].to(reference)
+        assert decoded.thumbnail is not None, "a part of a picture comes from tiles, which have a thumbnail"
+        thumbnail = decoded.thumbnail[:, :RGB].to(reference)
         padded, _ = pad_to_multiple(reference, downscale)
-        same_copy = resize_bicubic(padded, (sample.shape[-2], sample.shape[-1]))
+        same_copy = resize_bicubic(padded, (thumbnail.shape[-2], thumbnail.shape[-1]))
         there, back = SPACES[match.method]
         wanted_colors = colors(there(reference))
-        own = estimated_colors(there(sample), there(same_copy), wanted_colors)
+        own = estimated_colors(there(thumbnail), there(same_copy), wanted_colors)
         rgb = back(match_colors(there(plain).clone(), own, wanted_colors))
     rgb = wanted.relative_to(inside).crop(match.mixed(plain, rgb))
     return join_alpha(kept_grey(rgb, reference, match.method), None if alpha is None else wanted.crop(alpha))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
-from .run import Passage
+from .pictures import StageData
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -38,21 +38,21 @@ def _held(item: object) -> object:
     return item() if isinstance(item, ref) else item
 
 
-_kept: WeakKeyDictionary[ModelPatcher, tuple[RunKey, list[Passage]]] = WeakKeyDictionary()  # released with the MODEL
+_kept: WeakKeyDictionary[ModelPatcher, tuple[RunKey, list[StageData]]] = WeakKeyDictionary()  # released with the MODEL
 
 
-def recall(model: ModelPatcher, key: RunKey) -> list[Passage] | None:
+def recall(model: ModelPatcher, key: RunKey) -> list[StageData] | None:
     """Returns what was kept of the run with this key, or None."""
     found = _kept.get(model)
     return found[1] if found is not None and found[0].same(key) else None
 
 
-def keeping(model: ModelPatcher, key: RunKey, decoded: Iterable[Passage]) -> Iterator[Passage]:
+def keeping(model: ModelPatcher, key: RunKey, decoded: Iterable[StageData]) -> Iterator[StageData]:
     """Yields the decoded pictures of one run and, at its end, keeps them in place of those before, unless large."""
     _kept.clear()
     held, size = [], 0
     for one in decoded:
-        size += sum(tensor.numel() * tensor.element_size() for tensor in (one.whole, one.sample) if tensor is not None)
+        size += sum(tensor.nbytes for tensor in (one.full, one.thumbnail) if tensor is not None)
         held = [*held, one] if size <= MOST_BYTES else []
         yield one
     if size <= MOST_BYTES:

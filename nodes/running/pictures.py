@@ -5,16 +5,41 @@ ComfyUI's IMAGE is (B, H, W, C) in [0, 1]; the method's pictures are (B, C, H, W
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import comfy.model_management as mm
 import torch
 from torch import Tensor
 
 from ...tadsr.encoder import mode, sample
-from ...tadsr.geometry import enlarge, pad_to_multiple, resize_bicubic, target_size
+from ...tadsr.geometry import Region, enlarge, pad_to_multiple, resize_bicubic, target_size
 from ..compat import intermediate_dtype
-from .run import Passage
 
 GREY, RGB, RGBA = 1, 3, 4
+
+
+@dataclass(frozen=True)
+class StageData:
+    """A picture on its way from stage to stage."""
+
+    full: Tensor  # (1, C, H, W); after a stage that ran for a region only, just that region
+    thumbnail: Tensor | None = None  # (1, C, h, w): a smaller copy that goes through the same stages, for its context
+    timestep: int = 0  # that it is encoded for and predicted at
+
+    def then(self, function: Callable[[Tensor], Tensor]) -> StageData:
+        """Returns the data with a function applied to the picture and to the thumbnail."""
+        return replace(
+            self, full=function(self.full), thumbnail=None if self.thumbnail is None else function(self.thumbnail)
+        )
+
+    def pasted(self, region: Region | None, height: int, width: int) -> StageData:
+        """Returns the data with a region, latent pixels, at its place in an else empty latent of that size."""
+        if region is None:
+            return self
+        full = self.full.new_zeros(*self.full.shape[:2], height, width)
+        region.crop(full).copy_(self.full)
+        return replace(self, full=full)
 
 
 def check_image(image: Tensor, name: str = "image") -> Tensor:
@@ -89,15 +114,20 @@ def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return enlarge(to_planes(picture), size)
 
 
-def start(enlarged: Tensor, downscale: int, sample: tuple[int, int] | None = None) -> Passage:
+def to_encoder_input(
+    enlarged: Tensor, timestep: int, downscale: int, thumbnail: tuple[int, int] | None = None
+) -> StageData:
     """Returns an enlarged picture ready for the encoder, padded as the networks need. enlarged: (1, 3 or 4, H, W).
 
-    sample: (height, width) in latent pixels of the smaller copy that gives statistics to all phases, if they need one.
+    thumbnail: (height, width) in latent pixels of the smaller copy that gives statistics to all stages, if there is
+    one.
     """
     padded, _ = pad_to_multiple(enlarged[:, :RGB], downscale)
-    if sample is None:
-        return Passage(padded)
-    return Passage(padded, resize_bicubic(padded, (sample[0] * downscale, sample[1] * downscale)).clamp(0.0, 1.0))
+    if thumbnail is None:
+        return StageData(padded, timestep=timestep)
+    height, width = thumbnail
+    small = resize_bicubic(padded, (height * downscale, width * downscale)).clamp(0.0, 1.0)
+    return StageData(padded, small, timestep)
 
 
 def draw_latent(moments: Tensor, seed: int | None) -> Tensor:

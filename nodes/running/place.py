@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def preview_region(
 def _around(size: tuple[int, int], centre: tuple[float, float], wanted: tuple[int, int]) -> Region:
     height, width = (min(side, length) for side, length in zip(wanted, size, strict=True))
     top, left = (
-        min(max(0, round(middle - side / 2)), length - side)
+        min(max(0, math.ceil(middle - side / 2 - 0.5)), length - side)  # a half goes to the left, to the top
         for middle, side, length in zip(centre, (height, width), size, strict=True)
     )
     return Region(top, left, height, width)

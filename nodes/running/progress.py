@@ -1,4 +1,4 @@
-"""Progress in time rather than in steps, with the picture as it is assembled; seconds that each phase took here."""
+"""Progress in time rather than in steps, with the picture as it is assembled; seconds that each stage took here."""
 
 from __future__ import annotations
 
@@ -12,43 +12,38 @@ from PIL import Image
 from torch import Tensor
 
 from ...tadsr.geometry import Region, TilePlan
-from ...tadsr.tiling import Network, blend_weights
-from .memory import PREDICT
+from ...tadsr.tiling import Network, OnTiles, blend_weights
 from .pictures import RGB
-from .plan import PhasePlan
-from .run import OnTiles
-
-# Time of the phases for one latent pixel before anything was measured, relative to each other.
-TYPICAL_SHARES = {"encode": 0.3, PREDICT: 0.2, "decode": 0.5}
+from .plan import Plan, StagePlan
 
 _seconds_per_pixel: dict[tuple[str, ...], float] = {}
 
 
-def seconds_for(plan: PhasePlan) -> float | None:
-    """Returns the seconds that the phase will take by the latest run with the same network, or None before one."""
-    seconds = _seconds_per_pixel.get(_key(plan))
-    return None if seconds is None else seconds * plan.work
+def seconds_for(planned: StagePlan) -> float | None:
+    """Returns the seconds that the stage will take by the latest run with the same network, or None before one."""
+    seconds = _seconds_per_pixel.get(_key(planned))
+    return None if seconds is None else seconds * planned.work
 
 
-def expected_times(plans: Sequence[PhasePlan]) -> list[float]:
-    """Returns the times that the phases will take, in seconds or, before all were measured, in any one unit."""
-    seconds = [seconds_for(plan) for plan in plans]
+def expected_times(plan: Plan) -> list[float]:
+    """Returns the times that the stages will take, in seconds or, before all were measured, in any one unit."""
+    seconds = [seconds_for(planned) for planned in plan.stages]
     if None not in seconds:
         return [second for second in seconds if second is not None]
-    return [TYPICAL_SHARES[plan.cost.phase] * plan.work for plan in plans]
+    return [planned.stage.typical_time * planned.work for planned in plan.stages]
 
 
 @contextmanager
-def measured(plan: PhasePlan, region: Region | None = None) -> Iterator[None]:
-    """Measures a phase that the block runs by this plan on one picture, or on a region of it; latent pixels."""
+def measured(planned: StagePlan, region: Region | None = None) -> Iterator[None]:
+    """Measures a stage that the block runs by this plan on one picture, or on a region of it; latent pixels."""
     begin = perf_counter()
     yield
-    _seconds_per_pixel[_key(plan)] = (perf_counter() - begin) / plan.work_for(region or plan.tiles.whole)
+    _seconds_per_pixel[_key(planned)] = (perf_counter() - begin) / planned.work_for(region or planned.tiles.whole)
 
 
-def _key(plan: PhasePlan) -> tuple[str, ...]:
-    cost = plan.cost
-    return (cost.phase, str(cost.patcher.model_size()), str(cost.dtype), str(cost.patcher.load_device))
+def _key(planned: StagePlan) -> tuple[str, ...]:
+    stage = planned.stage
+    return (stage.name, str(stage.patcher.model_size()), str(stage.dtype), str(stage.patcher.load_device))
 
 
 STEPS = 1000  # of the progress bar: one is less than the page shows
@@ -60,16 +55,16 @@ ComfyPreview = tuple[str, Image.Image, int]  # format, picture, longest side
 
 
 class Progress:
-    """The node's progress bar over phases of unequal length and all pictures of a batch."""
+    """The node's progress bar over stages of unequal length and all pictures of a batch."""
 
-    def __init__(self, phases: Sequence[PhasePlan], pictures: int) -> None:
+    def __init__(self, plan: Plan, pictures: int) -> None:
         self._bar = comfy.utils.ProgressBar(STEPS)
-        self._times = expected_times(phases)
+        self._times = expected_times(plan)
         self._total = sum(self._times) * pictures
         self._done = 0.0
 
-    def phase(self, index: int, preview: LivePreview | None = None) -> OnTiles:
-        """Returns what phase `index` of the next picture calls after each batch of tiles."""
+    def of_stage(self, index: int, preview: LivePreview | None = None) -> OnTiles:
+        """Returns what stage `index` of the next picture calls after each batch of tiles."""
         before, time = self._done, self._times[index]
 
         def on_tiles(done: int, total: int, canvas: Tensor) -> None:
@@ -84,13 +79,13 @@ class LivePreview:
     """A small copy of one picture that turns, tile by tile, from the enlarged input into the result."""
 
     def __init__(
-        self, enlarged: Tensor, plan: TilePlan, factor: int, finish: Network, region: Region | None = None
+        self, enlarged: Tensor, plan: TilePlan, factor: int, postprocess: Network, region: Region | None = None
     ) -> None:
-        """enlarged: (1, 3 or 4, H, W) in [0, 1]; the rest as in the TiledRun that decodes it."""
+        """enlarged: (1, 3 or 4, H, W) in [0, 1]; the rest as of the stage that decodes it."""
         region = region or plan.whole
         shown = region.scaled(factor)
         self._tiles = plan.tiles_for(region)
-        self._finish = finish
+        self._postprocess = postprocess
         self._step = max(1, -(-max(shown.height, shown.width) // PREVIEW_SIDE))
         rows, columns = slice(shown.top, shown.bottom, self._step), slice(shown.left, shown.right, self._step)
         self._down = _on_axis(plan.height, plan.rows, plan.tile_height, factor, rows)
@@ -111,7 +106,7 @@ class LivePreview:
         height, width = self._before.shape[-2:]  # without the padding of the canvas
         coverage = self._coverage[:height, :width]
         canvas = canvas[..., :: self._step, :: self._step][..., :height, :width].cpu()
-        result = self._finish(canvas / coverage.clamp_min(LEAST_COVERAGE))[:, :RGB]
+        result = self._postprocess(canvas / coverage.clamp_min(LEAST_COVERAGE))[:, :RGB]
         shown = torch.where(coverage < LEAST_COVERAGE, self._before, self._before.lerp(result, coverage))
         pixels = (shown[0].movedim(0, -1).clamp(0.0, 1.0) * 255).round().byte().numpy()
         return "JPEG", Image.fromarray(pixels), PREVIEW_SIDE

@@ -1,10 +1,14 @@
-"""The three networks as functions of a batch of tiles, under ComfyUI's memory management."""
+"""The three networks: what each costs, how it may be cut into tiles, and how it is called.
+
+A Stage is all that planning and running a network need to know of it; nothing else asks which of the three it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
@@ -13,7 +17,6 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencodingEngine
 from torch import Tensor, nn
 
-from ...tadsr.tiling import Network
 from ..compat import device_context
 from ..models.encoder import TimeAwareEncoderModel
 from ..models.student import Conditioning, one_step
@@ -21,8 +24,20 @@ from ..models.student import Conditioning, one_step
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
+Call = Callable[[Tensor, int], Tensor]  # (n, C, h, w) and a timestep -> (n, C', f h, f w)
+
 # Entries of a CONDITIONING that belong to places in the whole picture, which a tile does not know.
 PLACED = {"area", "mask", "control", "gligen", "concat_latent_image"}
+
+# Automatic overlaps in latent pixels, measured: docs/performance.md. A VAE sees further the more often it halves, so
+# its are per pixel of the result that a latent pixel stands for.
+ENCODER_OVERLAP, DECODER_OVERLAP = 4, 3
+UNET_OVERLAP = 16
+# Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
+# square of the area, so that a larger one takes longer than the same area in tiles.
+VAE_LARGEST_SIDE, UNET_LARGEST_SIDE = 1536, 1024
+# Time for one latent pixel before anything was measured, relative to each other.
+ENCODER_TIME, UNET_TIME, DECODER_TIME = 0.3, 0.2, 0.5
 
 
 def _unchanged(result: Tensor) -> Tensor:
@@ -30,97 +45,141 @@ def _unchanged(result: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseNetwork:
-    """One of the networks, for one run: (n, C, h, w) -> (n, C', f h, f w)."""
+class Stage:
+    """One network, and everything that the rest must know of it."""
 
-    run: Network
-    in_float32: Network | None  # the same in full precision; None where it already is
+    name: str  # what it does, as a verb: it stands in messages
+    patcher: ModelPatcher
+    dtype: torch.dtype
+    bytes_per_pixel: float  # of activations at their peak, per latent pixel
+    typical_time: float  # for one latent pixel, relative to the other stages
+    downscale: int  # pixels of the result per latent pixel, along each side
+
+    overlap: int  # of automatic tiles, latent pixels
+    largest_side: int  # pixels of the result; a larger square is not done at once
+    multiple: int = 1  # latent pixels: where tiles begin, so that the network halves them as it halves the picture
+    is_tileable: bool = True
+    shares_context: bool = True  # whether its tiles would disagree without what they share of the whole picture
     module: nn.Module | None  # holds its GroupNorms, each called once a run; None where that is not known
+
+    call: Call
+    in_float32: Call | None  # the same in full precision; None where it already is
     source_factor: int  # pixels of the source per latent pixel, along each side
     result_factor: int  # the same of the result
-    tileable: bool = True
-    finish: Network = _unchanged  # what the blended result still needs
+    postprocess: Callable[[Tensor], Tensor] = _unchanged  # what the blended result still needs
+
+    def bytes_for(self, pixels: int) -> int:
+        """Returns the bytes of activations for so many latent pixels at a time."""
+        return int(self.bytes_per_pixel * pixels)
 
 
-def encoder_network(encoder: TimeAwareEncoderModel, timestep: int) -> PhaseNetwork:
+def upscale_stages(
+    model: ModelPatcher, encoder: TimeAwareEncoderModel, vae: comfy.sd.VAE, conditioning: Conditioning
+) -> tuple[Stage, Stage, Stage]:
+    """Returns encoder, student and decoder in their order."""
+    return encoder_stage(encoder), prediction_stage(model, conditioning), decoder_stage(vae)
+
+
+def encoder_stage(encoder: TimeAwareEncoderModel) -> Stage:
     """Returns the encoder: RGB in [0, 1] -> moments of the latent."""
-
-    def in_float32(planes: Tensor) -> Tensor:
-        return encoder.moments(planes, timestep, float32=True)
-
-    return PhaseNetwork(
-        run=lambda planes: encoder.moments(planes, timestep),
-        in_float32=None if encoder.dtype == torch.float32 else in_float32,
+    downscale = encoder.downscale
+    return Stage(
+        name="encode",
+        patcher=encoder.patcher,
+        dtype=encoder.dtype,
+        bytes_per_pixel=encoder.model.memory_used((1, 3, downscale, downscale), mm.dtype_size(encoder.dtype)),
+        typical_time=ENCODER_TIME,
+        downscale=downscale,
+        overlap=ENCODER_OVERLAP * downscale,
+        largest_side=VAE_LARGEST_SIDE,
         module=encoder.model,
-        source_factor=encoder.downscale,
+        call=encoder.moments,
+        in_float32=None if encoder.dtype == torch.float32 else partial(encoder.moments, float32=True),
+        source_factor=downscale,
         result_factor=1,
     )
 
 
-def prediction_network(model: ModelPatcher, timestep: int, conditioning: Conditioning) -> PhaseNetwork:
+def prediction_stage(model: ModelPatcher, conditioning: Conditioning) -> Stage:
     """Returns the student: latent -> clean latent. It runs in tiles only for a conditioning of one plain prompt."""
+    call = partial(one_step, model, conditioning=conditioning)
 
-    def run(latent: Tensor) -> Tensor:
-        return one_step(model, latent, timestep, conditioning)
-
-    def in_float32(latent: Tensor) -> Tensor:
+    def in_float32(latent: Tensor, timestep: int) -> Tensor:
         base = model.model
         usual, base.manual_cast_dtype = base.manual_cast_dtype, torch.float32
         try:
             with _casting(base.diffusion_model):
-                return run(latent)
+                return call(latent, timestep)
         finally:
             base.manual_cast_dtype = usual
 
-    return PhaseNetwork(
-        run=run,
+    latents = model.get_model_object("latent_format")
+    halvings = len(model.model.model_config.unet_config["channel_mult"]) - 1
+    is_tileable = _is_one_plain_prompt(conditioning)
+    return Stage(
+        name="predict",
+        patcher=model,
+        dtype=model.model.get_dtype_inference(),
+        bytes_per_pixel=model.model.memory_required((1, latents.latent_channels, 1, 1)),  # ComfyUI's own formula
+        typical_time=UNET_TIME,
+        downscale=int(latents.spacial_downscale_ratio),
+        overlap=UNET_OVERLAP,
+        largest_side=UNET_LARGEST_SIDE,
+        multiple=2**halvings,
+        is_tileable=is_tileable,
+        shares_context=False,
+        module=model.model.diffusion_model if is_tileable else None,
+        call=call,
         in_float32=None if model.model.get_dtype_inference() == torch.float32 else in_float32,
-        module=model.model.diffusion_model if may_be_cut(conditioning) else None,
         source_factor=1,
         result_factor=1,
-        tileable=may_be_cut(conditioning),
     )
 
 
-def may_be_cut(conditioning: Conditioning) -> bool:
-    """Returns whether a tile can be predicted with the conditioning of the picture: one prompt, bound to no place."""
+def _is_one_plain_prompt(conditioning: Conditioning) -> bool:
+    """Returns whether a tile can be predicted with the conditioning of the picture: it is bound to no place."""
     return len(conditioning) == 1 and not PLACED & conditioning[0][1].keys()
 
 
-def decoder_network(vae: comfy.sd.VAE) -> PhaseNetwork:
-    """Returns the decoder: latent -> picture, RGB in [0, 1] once finished."""
-    factor = int(vae.spacial_compression_decode())
-    if not decodes_as_sd(vae):
-        return PhaseNetwork(
-            run=lambda latent: vae.decode(latent).movedim(-1, 1),
-            in_float32=None,
-            module=None,
-            source_factor=1,
-            result_factor=factor,
-        )
+def decoder_stage(vae: comfy.sd.VAE) -> Stage:
+    """Returns the decoder: latent -> picture, RGB in [0, 1] once postprocessed. The timestep makes no difference."""
+    downscale = int(vae.spacial_compression_decode())
+    facts = partial(
+        Stage,
+        name="decode",
+        patcher=vae.patcher,
+        dtype=vae.vae_dtype,
+        bytes_per_pixel=vae.memory_used_decode((1, vae.latent_channels, 1, 1), vae.vae_dtype),  # the VAE's own formula
+        typical_time=DECODER_TIME,
+        downscale=downscale,
+        overlap=DECODER_OVERLAP * downscale,
+        largest_side=VAE_LARGEST_SIDE,
+        source_factor=1,
+        result_factor=downscale,
+    )
+    if not is_sd_decoder(vae):
+        return facts(call=lambda latent, _: vae.decode(latent).movedim(-1, 1), in_float32=None, module=None)
     engine = vae.first_stage_model
 
-    def decode(latent: Tensor, dtype: torch.dtype) -> Tensor:
+    def call(latent: Tensor, _: int, dtype: torch.dtype = vae.vae_dtype) -> Tensor:
         memory = vae.memory_used_decode(latent.shape, dtype)
         mm.load_models_gpu([vae.patcher], memory_required=memory, force_full_load=vae.disable_offload)
         with device_context(vae.device):
             return engine.decode(latent.to(device=vae.device, dtype=dtype)).float()
 
-    def in_float32(latent: Tensor) -> Tensor:
+    def in_float32(latent: Tensor, timestep: int) -> Tensor:
         with _casting(engine):
-            return decode(latent, torch.float32)
+            return call(latent, timestep, torch.float32)
 
-    return PhaseNetwork(
-        run=lambda latent: decode(latent, vae.vae_dtype),
+    return facts(
+        call=call,
         in_float32=None if vae.vae_dtype == torch.float32 else in_float32,
         module=engine.decoder,
-        source_factor=1,
-        result_factor=factor,
-        finish=vae.process_output,
+        postprocess=vae.process_output,
     )
 
 
-def decodes_as_sd(vae: comfy.sd.VAE) -> bool:
+def is_sd_decoder(vae: comfy.sd.VAE) -> bool:
     """Returns whether the VAE decodes as SD's does: convolutions with GroupNorm, and no other node's changes."""
     engine = vae.first_stage_model
     return (
@@ -147,18 +206,3 @@ def _casting(network: nn.Module) -> Iterator[None]:
                 module.prev_comfy_cast_weights = False
             else:
                 module.comfy_cast_weights = False
-
-
-def networks_for(
-    model: ModelPatcher,
-    encoder: TimeAwareEncoderModel,
-    vae: comfy.sd.VAE,
-    timestep: int,
-    conditioning: Conditioning,
-) -> tuple[PhaseNetwork, PhaseNetwork, PhaseNetwork]:
-    """Returns the networks of one timestep in their order: encode, predict, decode."""
-    return (
-        encoder_network(encoder, timestep),
-        prediction_network(model, timestep, conditioning),
-        decoder_network(vae),
-    )
