@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -68,10 +69,10 @@ def overhead(comfyui: Path, work: Path) -> str:
         upscale_folder([work / "in" / "00000.png"], work / "warm", options)  # loads the model
         before = len(server.log())
         report = upscale_folder([work / "in"], work / "out", options)
-        words = server.log()[before:].split()
+        log = server.log()[before:]
     _require(report)
     # ComfyUI logs what each prompt took, from its first node's start to its last one's end.
-    executed = [float(after) for word, after in zip(words, words[3:], strict=False) if word == "executed"]
+    executed = [float(seconds) for seconds in re.findall(r"Prompt executed in ([0-9.]+) seconds", log)]
     ratio = report.seconds / sum(executed)
     return (
         f"overhead: {report.done} pictures of 128x128 x4 in {report.seconds:.1f} s; the nodes' own times are "
