@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from .checks import checked
 from .inputs import CATEGORY
 from .models.balance import MAX_SHARE, balanced
 
@@ -34,6 +35,7 @@ class TADSRPiSABalance(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, pixel: float = 1.0, semantic: float = 1.0) -> io.NodeOutput:
         return io.NodeOutput(balanced(model, pixel, semantic))
 

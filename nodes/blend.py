@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.dial import mix_neighbours
+from .checks import checked
 from .inputs import CATEGORY
 from .running.pictures import check_image
 
@@ -39,5 +40,6 @@ class TADSRBlend(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor, position: float) -> io.NodeOutput:
         return io.NodeOutput(mix_neighbours(check_image(images, "images"), position))

@@ -7,9 +7,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
+from .checks import checked
 from .inputs import (
     CATEGORY,
     ENCODINGS,
+    MAX_SEED,
     any_timestep_input,
     encoder_input,
     encoding_inputs,
@@ -63,6 +65,7 @@ class TADSREncode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         encoder: TimeAwareEncoderModel,
@@ -94,5 +97,7 @@ class TADSREncode(io.ComfyNode):
 
 
 def draw_seed(encoding: str, seed: int, index: int) -> int | None:
-    """Returns the seed of picture `index` of a batch, or None where the mode is taken."""
+    """Returns the seed of picture `index` of a batch, or None where the mode is taken. Raises ValueError."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed is {seed}; accepted are 0..{MAX_SEED}")
     return None if encoding == "mode" else (seed + index) % 2**64

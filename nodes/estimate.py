@@ -11,6 +11,7 @@ from server import PromptServer
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
+from .checks import checked
 from .inputs import (
     CATEGORY,
     exact_size_inputs,
@@ -79,6 +80,7 @@ class TADSREstimate(io.ComfyNode):
         return monotonic_ns()
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

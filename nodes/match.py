@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from .checks import checked
 from .inputs import CATEGORY, color_match_input, color_strength_input
 from .running.color import ColorMatch, finish
 from .running.pictures import check_image, to_image, to_planes
@@ -35,6 +36,7 @@ class TADSRFinish(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image: Tensor, reference: Tensor, color_match: str, color_strength: float = 1.0) -> io.NodeOutput:
         match = ColorMatch(color_match, color_strength)
         check_image(image)

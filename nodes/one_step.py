@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, OWN_TIMESTEP
+from .checks import checked
 from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
 from .inputs import CATEGORY, any_timestep_input, tile_inputs
@@ -58,6 +59,7 @@ class TADSROneStep(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -94,6 +96,11 @@ def choose_timesteps(latent: dict[str, Any], timestep: int | None) -> tuple[int,
         raise ValueError(
             "this LATENT does not say for which timestep it was encoded; accepted is the LATENT of "
             f"Time-Aware Encode, or another one with a timestep of {MIN_TIMESTEP}..{MAX_TIMESTEP} connected"
+        )
+    if not isinstance(remembered, list | tuple) or not remembered or not all(type(one) is int for one in remembered):
+        raise ValueError(
+            f"this LATENT's {TIMESTEPS_KEY} is {str(remembered)[:80]}; accepted are whole numbers, one for each "
+            "picture: connect the timestep"
         )
     if len(set(remembered)) == 1:
         return (remembered[0],) * count

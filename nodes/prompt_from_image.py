@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MIN_SCALE, check_scale
 from ..tadsr.tags import OFFICIAL, PROMPT_FORMS, make_prompt
+from .checks import checked
 from .inputs import CATEGORY, image_input
 from .models.folders import WEIGHTS_FOLDER, file_identity
 from .models.tagger import TaggerModel, load_tagger
@@ -86,6 +87,7 @@ class TADSRPromptFromImage(io.ComfyNode):
         return file_identity(folder_paths.get_full_path(WEIGHTS_FOLDER, tagger))
 
     @classmethod
+    @checked
     def execute(
         cls, image: Tensor, tagger: str, text: str = "", form: str = OFFICIAL, scale: float = DEFAULT_SCALE
     ) -> io.NodeOutput:

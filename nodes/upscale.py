@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..tadsr.geometry import DEFAULT_SCALE
+from .checks import checked
 from .encode import draw_seed
 from .inputs import (
     CATEGORY,
@@ -82,6 +83,7 @@ class TADSRUpscale(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

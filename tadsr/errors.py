@@ -12,6 +12,8 @@ import torch
 class WeightsError(ValueError):
     """Weights that are not what they should be: wrong file, keys, shapes or version."""
 
+    names_file = False  # whether its text says which file is at fault: set by `reading`
+
 
 @contextmanager
 def reading(path: object, accepted: str) -> Iterator[None]:
@@ -22,18 +24,25 @@ def reading(path: object, accepted: str) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        if str(path) in str(error):
+        if error.names_file or str(path) in str(error):
+            error.names_file = True
             raise
-        raise WeightsError(f"{path}: {error}") from error
+        raise _named(f"{path}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise _named(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise WeightsError(
+        raise _named(
             f"{path}: it is a damaged, incomplete or foreign file ({_first_sentence(error)}): get it again; accepted "
             f"is {accepted}"
         ) from error
+
+
+def _named(text: str) -> WeightsError:
+    error = WeightsError(text)
+    error.names_file = True
+    return error
 
 
 def _first_sentence(error: Exception) -> str:

@@ -19,13 +19,28 @@ from .errors import WeightsError, reading
 from .foreign import describe_bytes
 from .keys import diffusers_unet_to_ldm, diffusers_vae_to_ldm
 from .pickles import is_pickle, read_pickle, tensors_of
-from .weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX
+from .releases import peft_folder, read_release
+from .weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, load, validate
 
 VAE_FOLDERS = ("vae", "time_vae")  # in a diffusers folder; the official release calls it time_vae
 DIFFUSERS_FILE = "diffusion_pytorch_model"
 SAFETENSORS_SUFFIX = ".safetensors"
 ACCEPTED_BASE = "a Stable Diffusion 2.1-base checkpoint or diffusers folder"
 ACCEPTED_PROMPT = "a file with one tensor, (tokens, width) or (1, tokens, width)"
+
+
+def read_weights(path: Path) -> TadsrWeights:
+    """Returns the weights in our format, or as their authors release them; nothing in a file is executed.
+
+    path: of a file, of a folder of peft adapters, or of a file in one. Raises WeightsError for any other, saying what
+    it seems to be: a file is known by its content.
+    """
+    if not peft_folder(path) and not (path.is_file() and is_pickle(path)):
+        return load(path)
+    weights = read_release(path)
+    with reading(path, "weights that are whole"):
+        validate(weights)
+    return weights
 
 
 def read_base(path: Path) -> dict[str, Tensor]:

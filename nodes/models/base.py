@@ -15,14 +15,14 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ...tadsr import sources
 from ...tadsr.architecture import shapes_of
 from ...tadsr.encoder import EncoderConfig
 from ...tadsr.errors import WeightsError, reading
 from ...tadsr.foreign import describe_model
 from ...tadsr.methods import license_notice
 from ...tadsr.pickles import CHECKPOINT_NAMES, check_pickle, is_pickle
-from ...tadsr.releases import peft_folder, read_release
-from ...tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, is_finite, load, validate
+from ...tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, is_finite
 from .self_contained import build_unet, build_vae
 from .student import make_student
 
@@ -44,18 +44,10 @@ class Networks(NamedTuple):
 
 
 def read_weights(path: str) -> TadsrWeights:
-    """Returns the weights in our format, or as their authors release them; nothing in a file is executed.
-
-    path: of a file, or of one in a folder of peft adapters. Raises WeightsError for any other, saying what it seems
-    to be: a file is known by its content.
-    """
-    file = Path(path)
-    if not peft_folder(file) and not is_pickle(file):
-        return load(file)
-    weights = read_release(file)
-    with reading(path, "weights that are whole"):
-        validate(weights)
-    logging.info(license_notice(weights.metadata.name, weights.metadata.license))
+    """Returns the weights in our format, or as their authors release them; see `tadsr.sources.read_weights`."""
+    weights = sources.read_weights(Path(path))
+    if weights.metadata.license:
+        logging.info(license_notice(weights.metadata.name, weights.metadata.license))
     return weights
 
 
@@ -140,7 +132,7 @@ def _own_tensors(patcher: ModelPatcher) -> None:
 def _read_checkpoint(path: str) -> Mapping[str, Tensor]:
     """Returns the tensors of a single-file checkpoint of the base's kind; raises WeightsError for another file."""
     if is_pickle(Path(path)):
-        check_pickle(Path(path), CHECKPOINT_NAMES)
+        check_pickle(Path(path), CHECKPOINT_NAMES, sums=False)  # 5 GB
     tensors = comfy.utils.load_torch_file(path)
     seems = describe_model(shapes_of(tensors))
     if seems:

@@ -46,10 +46,12 @@ def _around(size: tuple[int, int], centre: tuple[float, float], wanted: tuple[in
 
 def _box(mask: Tensor, size: tuple[int, int]) -> Region:
     """Returns the smallest rectangle around the mask, at the result's size."""
+    if mask.numel() == 0:
+        raise ValueError(f"preview_mask has the shape {tuple(mask.shape)}; accepted is a mask of the input, (1, h, w)")
     planes = mask.reshape(-1, 1, *mask.shape[-2:])[:1].float()
     if not planes.isfinite().all():
         raise ValueError("preview_mask holds NaN or infinite values; accepted are numbers from 0 to 1")
-    if planes.numel() == 0 or not (planes > 0.5).any():
+    if not (planes > 0.5).any():
         raise ValueError("preview_mask is empty; accepted is a mask of the input with something painted in it")
     painted = enlarge(planes, size)[0, 0] > 0.5
     rows, columns = (torch.nonzero(painted.any(dim)).flatten() for dim in (1, 0))
