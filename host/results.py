@@ -79,7 +79,7 @@ def finished(png: bytes, source: Picture, finish: Finish, prompt: Mapping[str, A
         return with_metadata(png, _chunks(source, head, prompt))
     pixels = _decoded(png, head)
     if finish.recolor is not None:
-        pixels[..., :3] = finish.recolor(pixels[..., :3])
+        pixels[..., :3] = finish.recolor(pixels)
     return _encoded(_like_source(pixels, source), source, finish, prompt)
 
 

@@ -5,8 +5,7 @@ Images are (B, C, H, W) in [0, 1]; a matched picture may leave that range.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,26 +27,43 @@ class Colors(NamedTuple):
     std: Tensor  # sqrt(variance + eps), with the unbiased variance
 
 
-def colors(image: Tensor) -> Colors:
-    """Returns the picture's colours."""
-    pixels = image.shape[-2] * image.shape[-1]
-    variance = image.var(dim=(-2, -1), keepdim=True, correction=1 if pixels > 1 else 0)
-    return Colors(image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt())
+def colors(image: Tensor, alpha: Tensor | None = None) -> Colors:
+    """Returns the picture's colours, in which each pixel counts as much as it can be seen.
+
+    alpha: (B, 1, H, W) in [0, 1]; None for a picture without it. Where nothing can be seen, every pixel counts.
+    """
+    if alpha is None:
+        pixels = image.shape[-2] * image.shape[-1]
+        variance = image.var(dim=(-2, -1), keepdim=True, correction=1 if pixels > 1 else 0)
+        return Colors(image.mean(dim=(-2, -1), keepdim=True), (variance + VARIANCE_EPS).sqrt())
+    weights = alpha.where(alpha.amax(dim=(-2, -1), keepdim=True) > 0, 1.0)
+    weights = weights / weights.sum(dim=(-2, -1), keepdim=True)
+    mean = (weights * image).sum(dim=(-2, -1), keepdim=True)
+    variance = (weights * (image - mean) ** 2).sum(dim=(-2, -1), keepdim=True)
+    # Unbiased, for weights that say how much a pixel counts: without any, pixels / (pixels - 1).
+    free = 1 - (weights**2).sum(dim=(-2, -1), keepdim=True)
+    return Colors(mean, (variance / free.where(free > 0, 1.0) + VARIANCE_EPS).sqrt())
 
 
-def estimated_colors(thumbnail: Tensor, reference_thumbnail: Tensor, reference: Colors) -> Colors:
+def estimated_colors(
+    thumbnail: Tensor, reference_thumbnail: Tensor, reference: Colors, alpha: Tensor | None = None
+) -> Colors:
     """Returns the colours of a result as a whole, told from a smaller copy of it.
 
-    reference_thumbnail: the same copy of the reference; reference: the colours of the whole reference. Only the
-    difference between the copies counts, so that it matters little what became of the colours in making a copy.
+    reference_thumbnail: the same copy of the reference; reference: the colours of the whole reference; alpha: the
+    same copy of alpha. Only the difference between the copies counts, so that it matters little what became of the
+    colours in making a copy.
     """
-    own, wanted = colors(thumbnail), colors(reference_thumbnail)
+    own, wanted = colors(thumbnail, alpha), colors(reference_thumbnail, alpha)
     return Colors(reference.mean + own.mean - wanted.mean, reference.std * own.std / wanted.std)
 
 
-def match_adain(result: Tensor, reference: Tensor) -> Tensor:
-    """Returns `result` with the mean and standard deviation of `reference`, per image and channel."""
-    return match_colors(result.clone(), colors(result), colors(reference))
+def match_adain(result: Tensor, reference: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Returns `result` with the mean and standard deviation of `reference`, per image and channel.
+
+    alpha: of both, (B, 1, H, W), as in `colors`.
+    """
+    return match_colors(result.clone(), colors(result, alpha), colors(reference, alpha))
 
 
 def match_colors(part: Tensor, own: Colors, wanted: Colors) -> Tensor:
@@ -55,9 +71,15 @@ def match_colors(part: Tensor, own: Colors, wanted: Colors) -> Tensor:
     return part.sub_(own.mean).div_(own.std).mul_(wanted.std).add_(wanted.mean)
 
 
-def match_wavelet(result: Tensor, reference: Tensor) -> Tensor:
-    """Returns the high frequencies of `result` on the low frequencies of `reference`."""
-    return result - wavelet_low(result) + wavelet_low(reference)
+def match_wavelet(result: Tensor, reference: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Returns the high frequencies of `result` on the low frequencies of `reference`.
+
+    alpha: of both, (B, 1, H, W): a pixel counts in the low frequencies as much as it can be seen.
+    """
+    if alpha is None:
+        return result - wavelet_low(result) + wavelet_low(reference)
+    change, seen = wavelet_low((reference - result) * alpha), wavelet_low(alpha)
+    return result + (change / seen.where(seen > 0, 1.0))
 
 
 def wavelet_low(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
@@ -72,13 +94,13 @@ def wavelet_low(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
     return image
 
 
-def match_lab(result: Tensor, reference: Tensor) -> Tensor:
+def match_lab(result: Tensor, reference: Tensor, alpha: Tensor | None = None) -> Tensor:
     """Returns `result` with the mean and standard deviation of `reference` in CIE Lab, clamped to [0, 1].
 
     Reinhard et al., "Color Transfer between Images" (2001), in CIE Lab: lightness and colour do not mix, as they do
     in the three channels of RGB.
     """
-    return lab_to_rgb(match_adain(rgb_to_lab(result), rgb_to_lab(reference)))
+    return lab_to_rgb(match_adain(rgb_to_lab(result), rgb_to_lab(reference), alpha))
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
@@ -112,12 +134,18 @@ def _xyz_matrix(like: Tensor) -> Tensor:
     return (matrix / matrix.sum(1, keepdim=True)).to(like)
 
 
-def keep_result(result: Tensor, reference: Tensor) -> Tensor:
+def keep_result(result: Tensor, reference: Tensor, alpha: Tensor | None = None) -> Tensor:
     """Returns `result` unchanged."""
     return result
 
 
-COLOR_MATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+class Match(Protocol):
+    """Gives a result the colours of its reference."""
+
+    def __call__(self, result: Tensor, reference: Tensor, alpha: Tensor | None = None) -> Tensor: ...
+
+
+COLOR_MATCHES: dict[str, Match] = {
     "adain": match_adain,
     "wavelet": match_wavelet,
     "lab": match_lab,
@@ -125,10 +153,11 @@ COLOR_MATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def is_neutral(image: Tensor) -> bool:
-    """Returns whether every pixel of an RGB image is grey."""
+def is_neutral(image: Tensor, alpha: Tensor | None = None) -> bool:
+    """Returns whether every pixel of an RGB image that can be seen is grey. alpha: (B, 1, H, W)."""
     low, high = image.aminmax(dim=1)
-    return bool(high.sub_(low).max() < NEUTRAL_TOLERANCE)
+    spread = high.sub_(low)
+    return bool((spread if alpha is None else spread * (alpha[:, 0] > 0)).max() < NEUTRAL_TOLERANCE)
 
 
 def to_neutral(image: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from host.batch import BatchOptions
 from host.batch.board import TRIES, Board, Task
+from host.batch.frames import recolored, statistics
 from host.batch.inputs import Failure, Item, find_inputs, shown
 from host.batch.manifest import NAME, PART_PREFIX, Entry, Manifest, file_digest, settings_digest
 from host.carrier import carrier, node_named, read_workflow, with_settings
@@ -278,3 +280,16 @@ def test_a_file_that_is_no_manifest_is_refused(folder: Path) -> None:
     (folder / NAME).write_text("[1, 2]\n")
     with pytest.raises(HostError, match="not a manifest of this program: line 1"), Manifest(folder):
         pass
+
+
+def test_the_colours_of_a_frame_are_those_that_can_be_seen(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2] = (100, 50, 200, 255)
+    pixels[1, :, :3] += 20
+    pixels[2:, :, 1] = 255  # green, hidden
+    Image.fromarray(pixels).save(tmp_path / "frame.png")
+    found = statistics(str(tmp_path / "frame.png"))
+    assert np.allclose(found, ((110, 60, 210), (10, 10, 10)))
+    change = recolored(((120, 60, 210), (10, 20, 10)))
+    rows = change(pixels)[:2, 0]
+    assert rows.tolist() == [[110, 40, 200], [130, 80, 220]]

@@ -121,3 +121,28 @@ def test_colours_of_a_whole_are_told_from_a_smaller_copy() -> None:
     plain = (colors(small).mean - true.mean).abs().max()
     assert (told.mean - true.mean).abs().max() < 0.5 * plain, "the copy's own error must cancel"
     assert torch.allclose(match_colors(result.clone(), true, colors(reference)), match_adain(result, reference))
+
+
+@pytest.mark.parametrize("method", sorted(set(COLOR_MATCHES) - {"none"}))
+def test_what_cannot_be_seen_does_not_count(method: str) -> None:
+    result, reference = (picture[:1] for picture in _pictures())
+    match, alpha = COLOR_MATCHES[method], torch.ones(1, 1, 40, 33)
+    assert torch.allclose(match(result, reference, alpha), match(result, reference), atol=1e-5), "all can be seen"
+    alpha[..., 20:, :], alpha[..., 10:20, :] = 0.0, 0.5
+    expected = match(result, reference, alpha)
+    hidden = torch.where(alpha == 0, 0.9, reference), torch.where(alpha == 0, 0.1, result)
+    assert torch.allclose((match(hidden[1], hidden[0], alpha) - expected) * alpha, torch.zeros(1), atol=1e-6)
+    assert match(result, reference, torch.zeros_like(alpha)).isfinite().all(), "nothing can be seen"
+
+
+def test_colours_weighted_by_alpha_are_those_of_repeated_pixels() -> None:
+    picture = torch.tensor([0.1, 0.4, 0.8]).view(1, 1, 1, 3)
+    weighted = colors(picture, torch.tensor([1.0, 1.0, 0.0]).view(1, 1, 1, 3))
+    assert torch.allclose(weighted.mean, torch.tensor(0.25))
+    assert torch.allclose(weighted.std**2, torch.tensor(0.045 + 1e-5)), "unbiased: (0.15^2 + 0.15^2) / (2 - 1)"
+
+
+def test_hidden_colours_do_not_make_a_grey_picture_coloured() -> None:
+    picture, alpha = torch.full((1, 3, 2, 2), 0.5), torch.ones(1, 1, 2, 2)
+    picture[0, 0, 0, 0], alpha[..., 0, 0] = 1.0, 0.0
+    assert is_neutral(picture, alpha) and not is_neutral(picture)

@@ -121,7 +121,8 @@ def test_alpha_is_enlarged_by_itself_and_put_back(mini: Pack) -> None:
     result = mini.upscale(image)
     alpha = resize_bicubic(image[..., 3:].movedim(-1, 1), (48, 72)).clamp(0, 1).movedim(1, -1)
     assert torch.allclose(result[..., 3:], alpha, atol=1e-6)
-    assert_nearly(result[..., :3], mini.upscale(image[..., :3]), "alpha must not change the colours")
+    opaque = torch.cat([image[..., :3], torch.ones_like(image[..., 3:])], dim=-1)
+    assert_nearly(mini.upscale(opaque)[..., :3], mini.upscale(image[..., :3]), "alpha must not change the colours")
 
 
 def test_a_grey_picture_stays_grey(mini: Pack) -> None:

@@ -40,21 +40,28 @@ def _if_readable(source: str) -> list[Statistics]:
 @lru_cache(maxsize=_CACHED)
 def statistics(source: str) -> Statistics:
     """Returns mean and standard deviation of red, green and blue of a picture's file, of 0..255."""
-    picture = read_picture(read_content(source))
-    pixels = np.asarray(as_image(picture.pixels).convert("RGB"), dtype=np.float64)
-    flat = pixels.reshape(-1, 3)
-    return cast(Statistics, (tuple(flat.mean(0).tolist()), tuple(flat.std(0).tolist())))
+    image = as_image(read_picture(read_content(source)).pixels)
+    pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"), dtype=np.float64)
+    return cast(Statistics, tuple(tuple(row.tolist()) for row in _mean_and_deviation(pixels)))
 
 
 def recolored(colors: Statistics) -> Recolor:
-    """Returns a function that gives (H, W, 3) uint8 or uint16 this mean and deviation (arXiv 1703.06868, eq. 8)."""
+    """Returns what gives RGB of (H, W, 3 or 4) uint8 or uint16 this mean and deviation (arXiv 1703.06868, eq. 8)."""
 
     def change(pixels: np.ndarray) -> np.ndarray:
         top = np.iinfo(pixels.dtype).max
         mean, deviation = (np.array(row) * top / 255 for row in colors)
         values = pixels.astype(np.float32)
-        own = values.reshape(-1, 3)
-        spread = np.maximum(own.std(0), 1e-6)
-        return np.rint((values - own.mean(0)) / spread * deviation + mean).clip(0, top).astype(pixels.dtype)
+        own_mean, own_deviation = _mean_and_deviation(values)
+        matched = (values[..., :3] - own_mean) / np.maximum(own_deviation, 1e-6) * deviation + mean
+        return np.rint(matched).clip(0, top).astype(pixels.dtype)
 
     return change
+
+
+def _mean_and_deviation(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both of red, green and blue; a pixel counts as much as alpha, the fourth channel, lets it be seen."""
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    weights = flat[:, 3] if flat.shape[1] > 3 and flat[:, 3].any() else None
+    mean = np.average(flat[:, :3], axis=0, weights=weights)
+    return mean, np.sqrt(np.average((flat[:, :3] - mean) ** 2, axis=0, weights=weights))

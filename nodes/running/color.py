@@ -69,18 +69,20 @@ def finish_part(
     plain = inside.relative_to(at).crop(decoded.full[:, :RGB]).float()
     rgb = plain
     if match.method == "wavelet":
-        rgb = match_wavelet(plain, inside.crop(reference).to(plain))
+        rgb = match_wavelet(plain, inside.crop(reference).to(plain), None if alpha is None else inside.crop(alpha))
     elif match.method in SPACES:
         assert decoded.thumbnail is not None, "a part of a picture comes from tiles, which have a thumbnail"
         thumbnail = decoded.thumbnail[:, :RGB].to(reference)
-        padded, _ = pad_to_multiple(reference, downscale)
+        padded, _ = pad_to_multiple(enlarged, downscale)
         same_copy = resize_bicubic(padded, (thumbnail.shape[-2], thumbnail.shape[-1]))
+        small_reference, small_alpha = split_alpha(same_copy)
         there, back = SPACES[match.method]
-        wanted_colors = colors(there(reference))
-        own = estimated_colors(there(thumbnail), there(same_copy), wanted_colors)
+        wanted_colors = colors(there(reference), alpha)
+        small_alpha = None if small_alpha is None else small_alpha.clamp(0.0, 1.0)
+        own = estimated_colors(there(thumbnail), there(small_reference), wanted_colors, small_alpha)
         rgb = back(match_colors(there(plain).clone(), own, wanted_colors))
     rgb = wanted.relative_to(inside).crop(match.mixed(plain, rgb))
-    return join_alpha(kept_grey(rgb, reference, match.method), None if alpha is None else wanted.crop(alpha))
+    return join_alpha(kept_grey(rgb, enlarged, match.method), None if alpha is None else wanted.crop(alpha))
 
 
 def finish(result: Tensor, enlarged: Tensor, match: ColorMatch) -> Tensor:
@@ -93,13 +95,14 @@ def finish(result: Tensor, enlarged: Tensor, match: ColorMatch) -> Tensor:
     height, width = reference.shape[-2:]
     check_padding((result.shape[-2], result.shape[-1]), (height, width))
     plain = result[:, :RGB, :height, :width].float()
-    rgb = match.mixed(plain, COLOR_MATCHES[match.method](plain, reference.to(plain)))
-    return join_alpha(kept_grey(rgb, reference, match.method), alpha)
+    seen = None if alpha is None else alpha.to(plain)
+    rgb = match.mixed(plain, COLOR_MATCHES[match.method](plain, reference.to(plain), seen))
+    return join_alpha(kept_grey(rgb, enlarged, match.method), alpha)
 
 
-def kept_grey(rgb: Tensor, reference: Tensor, color_match: str) -> Tensor:
-    """Returns a result, or a part of one, as grey as the whole reference is, unless its colours are not matched."""
-    return to_neutral(rgb) if color_match != "none" and is_neutral(reference) else rgb
+def kept_grey(rgb: Tensor, enlarged: Tensor, color_match: str) -> Tensor:
+    """Returns a result, or a part of one, as grey as the whole input is, unless its colours are not matched."""
+    return to_neutral(rgb) if color_match != "none" and is_neutral(*split_alpha(enlarged)) else rgb
 
 
 def check_padding(size: tuple[int, int], reference: tuple[int, int]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import comfy.model_management as mm
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ...tadsr.encoder import mode, sample
@@ -110,8 +111,25 @@ def result_size(
 
 
 def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns the picture enlarged to `size`, its alpha too: (H, W, C) in [0, 1] -> (1, 3 or 4, *size)."""
-    return enlarge(to_planes(picture), size)
+    """Returns the picture enlarged to `size`, its alpha too: (H, W, C) in [0, 1] -> (1, 3 or 4, *size).
+
+    What colours are hidden under full transparency makes no difference to it.
+    """
+    return enlarge(fill_hidden(to_planes(picture)), size)
+
+
+def fill_hidden(planes: Tensor) -> Tensor:
+    """Returns a picture whose pixels of alpha 0 have the colour of the nearest that can be seen: (1, 3 or 4, H, W).
+
+    Resizing and networks mix neighbours, and take no notice of alpha.
+    """
+    rgb, alpha = split_alpha(planes)
+    hidden = None if alpha is None else (alpha[0, 0] <= 0).cpu()
+    if hidden is None or not hidden.any() or hidden.all():
+        return planes
+    nearest = distance_transform_edt(hidden.numpy(), return_distances=False, return_indices=True)
+    rows, columns = torch.from_numpy(nearest).to(rgb.device, torch.int64)
+    return join_alpha(rgb[..., rows, columns], alpha)
 
 
 def to_encoder_input(
