@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+
 
 class WeightsError(ValueError):
     """Weights that are not what they should be: wrong file, keys, shapes or version."""
@@ -24,10 +26,10 @@ def reading(path: object, accepted: str) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        if error.names_file or str(path) in str(error):
-            error.names_file = True
-            raise
-        raise _named(f"{path}: {error}") from error
+        text = CONTROL.sub(" ", str(error))  # of a file's keys
+        if error.names_file or str(path) in text:
+            raise _named(text) from error
+        raise _named(f"{path}: {text}") from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except OSError as error:

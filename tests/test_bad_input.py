@@ -276,3 +276,47 @@ def test_sampling_replaced_by_another_node(comfy: InProcessComfy) -> None:
 )
 def test_tiles_that_cannot_be(comfy: InProcessComfy, inputs: dict[str, Any], words: tuple[str, ...]) -> None:
     assert_error(comfy, prompt_with(**inputs), *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("timestep", 250.5, ("timestep is 250.5", "accepted are whole numbers")),
+        ("timestep", True, ("timestep is True", "accepted are whole numbers")),
+        ("overlap", 7.5, ("overlap is 7.5", "accepted are whole numbers")),
+        ("scale", float("nan"), ("scale is nan", "accepted are finite numbers")),
+        ("scale", 2**2000, ("scale is a number of 2001 bits", "up to 256 bits")),
+        ("encoding", "middle", ("encoding is 'middle'", "accepted are mode, sample")),
+        ("any_timestep", "yes", ("any_timestep is 'yes'", "accepted are true and false")),
+        ("image", torch.zeros(1, 8, 8, 3, dtype=torch.complex64), ("image is a tensor of complex64, (1, 8, 8, 3)",)),
+        ("image", torch.zeros(1, 8, 8, 3, dtype=torch.uint8), ("image is a tensor of uint8", "floating-point")),
+        ("conditioning", [], ("conditioning is empty", "at least one prompt")),
+        ("preview_mask", torch.ones(1, 8, 0), ("preview_mask has the shape (1, 8, 0)",)),
+    ],
+)
+def test_what_a_link_may_carry_and_a_widget_may_not(
+    comfy: InProcessComfy, name: str, value: object, words: tuple[str, ...]
+) -> None:
+    Source.values["linked"] = value
+    prompt = prompt_with()
+    prompt["upscale"]["inputs"][name] = ["source", 0]
+    assert_error(comfy, prompt, *words)
+
+
+@pytest.mark.parametrize("timesteps", ["500", (1.5,), {"a": 1}, (), 500])
+def test_a_latent_whose_timesteps_are_none(comfy: InProcessComfy, timesteps: object) -> None:
+    Source.values["linked"] = {"samples": torch.zeros(1, 4, 16, 16), "tadsr_timesteps": timesteps}
+    assert_error(comfy, four_steps(step={"latent": ["source", 0]}), "tadsr_timesteps is", "connect the timestep")
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (torch.zeros(1, 16, 16, 16), ("of the shape (1, 16, 16, 16)", "(batch, 4, height, width)")),
+        (torch.full((1, 4, 16, 16), torch.nan), ("one with NaN or infinity",)),
+        (torch.zeros(1, 4, 16, 16, dtype=torch.int32), ("a tensor of int32",)),
+    ],
+)
+def test_latents_of_another_kind(comfy: InProcessComfy, samples: torch.Tensor, words: tuple[str, ...]) -> None:
+    Source.values["linked"] = {"samples": samples, "tadsr_timesteps": (500,)}
+    assert_error(comfy, four_steps(step={"latent": ["source", 0]}), *words)

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tadsr.convert import main
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder
 from tadsr.lora import merge
 from tadsr.weights import (
@@ -121,6 +122,11 @@ WRONG_TENSORS = {
         lambda t: t.update({"unet_full.diffusion_model.input_blocks.0.0.bias": torch.full((32,), torch.nan)}),
         r"input_blocks\.0\.0\.bias holds NaN",
     ),
+    "whole numbers": (
+        lambda t: t.update({key: tensor.to(torch.int8) for key, tensor in t.items()}),
+        r"is of the type torch\.int8; accepted are float",
+    ),
+    "no number in the prompt": (lambda t: t.update({"prompt": torch.full((1, 8, 16), torch.nan)}), "prompt holds NaN"),
     "a prompt of the wrong shape": (lambda t: t.update({"prompt": torch.zeros(8, 16)}), r"prompt has shape \(8, 16\)"),
 }
 
@@ -149,6 +155,10 @@ def test_wrong_tensors_are_named(fault: str, saved: Path) -> None:
         (lambda meta: meta.update(format_version=99), "format version is 99; this pack reads 1"),
         (lambda meta: meta.pop("format_version"), "no readable field"),
         (lambda meta: meta.update(surprise=1), "surprise"),
+        (lambda meta: meta.update(vae_norm_groups="4"), "vae_norm_groups='4'; accepted is"),
+        (lambda meta: meta.update(vae_norm_groups=0), "vae_norm_groups=0; accepted is a number from 1"),
+        (lambda meta: meta.update(timesteps=[1, 500.5]), r"the timestep '500\.5'; accepted are integers"),
+        (lambda meta: meta.update(alpha=float("nan")), "alpha=nan; accepted is a finite number"),
     ],
 )
 def test_wrong_metadata_is_an_error(change: Callable[[dict[str, object]], object], message: str, saved: Path) -> None:
@@ -160,6 +170,47 @@ def test_wrong_metadata_is_an_error(change: Callable[[dict[str, object]], object
     rewrite(saved, apply)
     with pytest.raises(WeightsError, match=message):
         load(saved)
+
+
+def test_groups_that_do_not_divide_the_bases_channels(tmp_path: Path) -> None:
+    weights = tiny_weights.self_contained()
+    with pytest.raises(WeightsError, match="do not go into 5 groups; accepted as vae_norm_groups are divisors"):
+        save(tmp_path / "w.safetensors", replace(weights, metadata=replace(weights.metadata, vae_norm_groups=5)))
+
+
+def test_a_key_of_two_lines_is_told_in_one(saved: Path) -> None:
+    rewrite(saved, lambda tensors, _: tensors.update({"extra.two\nlines": torch.zeros(1)}))
+    with pytest.raises(WeightsError, match="extra.two lines"):
+        load(saved)
+
+
+def flip_a_bit(path: Path) -> None:
+    """Among the numbers, where nothing else tells it."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_told(saved: Path) -> None:
+    flip_a_bit(saved)
+    with pytest.raises(WeightsError, match="its numbers are not those that were written") as caught:
+        load(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_a_large_file_is_compared_with_its_digest_on_request(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tadsr.weights.ALWAYS_CHECKED_BYTES", 0)
+    assert_equal(load(saved, check_digest=True), tiny_weights.adapters_only())
+    assert main(["--check", str(saved)]) == 0
+    assert "Whole: all numbers are those that were written" in capsys.readouterr().out
+    flip_a_bit(saved)
+    load(saved)
+    with pytest.raises(WeightsError, match="its numbers are not those that were written"):
+        load(saved, check_digest=True)
+    assert main(["--check", str(saved)]) == 1
+    assert "Not whole" in capsys.readouterr().err
 
 
 def test_lost_metadata_is_an_error(saved: Path) -> None:
