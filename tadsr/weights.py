@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def save(path: str | os.PathLike[str], weights: TadsrWeights) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file, whole or not at all. Raises OSError, saying what it needs where the disk is full."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         unfinished.touch()
@@ -94,6 +95,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, s
             os.fsync(file.fileno())
         unfinished.chmod(mode)
         unfinished.replace(path)
+    except SafetensorError as error:
+        unfinished.unlink(missing_ok=True)
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise OSError(
+            f"{path} could not be written ({error}): it needs {needed:,} bytes in {path.parent}, where "
+            f"{shutil.disk_usage(path.parent).free:,} are free"
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,28 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, lpips_network: Callable[[st
 
     lpips_network("vgg")  # runs load their own
     return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Gives a file system of so many bytes; the test is skipped where none can be mounted. A second call resizes it."""
+    folder = tmp_path / "disk"
+    if shutil.which("mount") is None:
+        pytest.skip("needs mount")
+
+    def give(size: int) -> Path:
+        options = f"size={size}" if not folder.exists() else f"remount,size={size}"
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        mounted = subprocess.run(command, capture_output=True, text=True)
+        if mounted.returncode:
+            folder.rmdir()
+            pytest.skip(f"needs the right to mount a small file system: {mounted.stderr.strip()}")
+        return folder
+
+    yield give
+    if folder.exists():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from training.config.parsing import ConfigError
 from training.config.train_config import PRESETS, TrainConfig, load_config, resolved
 from training.data import DataError
 from training.data.prompts import PromptError
+from training.data.storage import write_whole
 from training.metrics.pretrained import LpipsWeightsError
 from training.run.build import Data, build_run, open_data, skipped_lines, write_skipped
 from training.run.checkpoint import CheckpointError
@@ -51,7 +52,7 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     trainer = Trainer(build_run(config, data, accelerator), accelerator)
     resumed = trainer.resume(allow_config_change=allow_config_change)
     if accelerator.is_main_process:
-        (config.output / CONFIG_NAME).write_text(resolved(config), encoding="utf-8")
+        write_whole(config.output / CONFIG_NAME, resolved(config).encode())
         start = f"resumed at step {trainer.counters.step}" if resumed else "started"
         print(f"{start}: {data.training.epoch_length} pictures, {len(data.validation)} for validation", flush=True)
     weights = trainer.train()
@@ -97,9 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         train(config, allow_config_change=options.allow_config_change)
     except USER_ERRORS as error:
-        print(f"training: {error}", file=sys.stderr)
+        print(f"training: {_told(error, options.output)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _told(error: Exception, output: Path | None) -> str:
+    """Returns an error in one sentence."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    return (
+        f"{error.filename or output}: {error.strerror}. What the run has written is kept: mend that, and run the same "
+        "command again"
+    )
 
 
 if __name__ == "__main__":

@@ -41,13 +41,13 @@ def read_catalogue(data: Path, data_format: str, scale: int, prompts: str, cache
 def _tell_format(data: Path) -> str:
     if data.is_file():
         formats = {LIST_SUFFIX: "pairs", SHARD_SUFFIX: "shards"}
-        if data.suffix in formats:
-            return formats[data.suffix]
+        if data.suffix.lower() in formats:
+            return formats[data.suffix.lower()]
         raise DataError(
             f"{data} is a {data.suffix or 'nameless'} file; accepted: a folder, a .txt list or a .tar shard"
         )
     files = list(walk(data))
-    shards = sum(file.endswith(SHARD_SUFFIX) for file in files)
+    shards = sum(file.lower().endswith(SHARD_SUFFIX) for file in files)
     pictures = sum(map(is_picture, files))
     if shards and pictures:
         raise DataError(

@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -16,7 +17,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from training.data.storage import Stored
+from training.data.storage import Stored, open_file, printable
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PROMPT_SUFFIX = ".txt"
@@ -58,7 +59,7 @@ class Skipped:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return printable(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def decode(data: bytes) -> np.ndarray:
 def read_size(file: str | IO[bytes]) -> tuple[int, int]:
     """Returns (height, width) of a picture, upright, reading its header only; raises PictureError."""
     try:
-        with Image.open(file) as image:
+        with open_file(file) if isinstance(file, str) else nullcontext(file) as opened, Image.open(opened) as image:
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
             turned = exif.get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
@@ -112,6 +113,12 @@ def read_prompt(data: bytes) -> str | None:
         return data.decode("utf-8-sig").strip() or None
     except UnicodeDecodeError as error:
         raise PictureError(f"is no UTF-8 text ({error}); the default prompt is used") from error
+
+
+def text_beside(picture: Path) -> Path | None:
+    """Returns the text file of a picture's name, `.txt` or `.TXT`, None if there is none."""
+    texts = (picture.with_suffix(suffix) for suffix in (PROMPT_SUFFIX, PROMPT_SUFFIX.upper()))
+    return next((text for text in texts if text.is_file()), None)
 
 
 def describe_damage(error: Exception) -> str:
@@ -129,12 +136,12 @@ def scan_folder(folder: Path, sidecars: bool) -> Catalogue:
     sidecars: whether `photo.txt` beside `photo.jpg` is its prompt. Raises DataError if there are none.
     """
     files = list(walk(folder))
-    texts = {file for file in files if file.endswith(PROMPT_SUFFIX)} if sidecars else set()
+    texts = {os.path.splitext(file)[0]: file for file in files if file.lower().endswith(PROMPT_SUFFIX)}
 
     def inspect(file: str) -> tuple[Picture | None, Skipped | None]:
-        name = Path(file).relative_to(folder).as_posix()
-        text = os.path.splitext(file)[0] + PROMPT_SUFFIX
-        prompt, problem = _read_sidecar(Path(text), folder) if text in texts else (None, None)
+        name = printable(Path(file).relative_to(folder).as_posix())
+        text = texts.get(os.path.splitext(file)[0]) if sidecars else None
+        prompt, problem = _read_sidecar(Path(text), folder) if text else (None, None)
         try:
             return Picture(name, Stored(file), read_size(file), prompt=prompt), problem
         except PictureError as error:
@@ -176,8 +183,10 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
 
 def _read_sidecar(path: Path, folder: Path) -> tuple[str | None, Skipped | None]:
     try:
-        return read_prompt(path.read_bytes()), None
-    except (OSError, PictureError) as error:
+        return read_prompt(Stored(str(path)).read()), None
+    except OSError as error:
+        return None, Skipped(path.relative_to(folder).as_posix(), describe_damage(error))
+    except PictureError as error:
         return None, Skipped(path.relative_to(folder).as_posix(), str(error))
 
 

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from training.data.pictures import (
     scan_folder,
     walk,
 )
-from training.data.storage import Stored, write_whole
+from training.data.storage import Stored, open_file, printable, write_whole
 
 SHARD_SUFFIX = ".tar"
 INDEX_FORMAT = 1  # raised when the index changes, so that old ones are made again
@@ -61,7 +62,9 @@ class ShardIndex:
 
 def find_shards(data: Path) -> list[Path]:
     """Returns the shards in a folder and its subfolders, sorted, or the one shard that `data` is."""
-    return [data] if data.is_file() else sorted(Path(file) for file in walk(data) if file.endswith(SHARD_SUFFIX))
+    return (
+        [data] if data.is_file() else sorted(Path(file) for file in walk(data) if file.lower().endswith(SHARD_SUFFIX))
+    )
 
 
 def read_shards(shards: Sequence[Path], cache: Path) -> Catalogue:
@@ -76,7 +79,7 @@ def read_shards(shards: Sequence[Path], cache: Path) -> Catalogue:
         skipped += index.skipped
         for member in index.members:
             place = Stored(str(shard), member.offset, member.size)
-            name = f"{shard.stem}/{member.key}"
+            name = printable(f"{shard.stem}/{member.key}")
             pictures.append(Picture(name, place, (member.height, member.width), prompt=member.prompt))
     if not pictures:
         reasons = "\n  ".join(["", *map(str, skipped[:5])])
@@ -88,7 +91,7 @@ def read_index(shard: Path, cache: Path) -> ShardIndex:
     """Returns the index of a shard: the one in `cache` if the shard has not changed since, or a new one."""
     status = shard.stat()
     stamp = status.st_size, status.st_mtime_ns
-    place = cache / "shards" / f"{hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:24]}.json"
+    place = cache / "shards" / f"{hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:24]}.json"
     index = _load_index(place)
     if index is None or index.stamp != stamp:
         index = index_shard(shard, stamp)
@@ -104,7 +107,7 @@ def index_shard(shard: Path, stamp: tuple[int, int]) -> ShardIndex:
     members: list[Member] = []
     end = 0
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             try:
                 for entry in tar:
                     key, suffix = _split_name(entry.name)
@@ -209,7 +212,7 @@ def _load_index(place: Path) -> ShardIndex | None:
 
 def _add(tar: tarfile.TarFile, picture: Picture, number: int) -> None:
     path = Path(picture.hq.path)
-    key = f"{number:08d}-{re.sub(r'[.]+', '_', path.stem)}"
+    key = f"{number:08d}-{re.sub(r'[.]+', '_', printable(path.stem))}"
     contents = {f"{key}{path.suffix.lower()}": picture.hq.read()}
     if picture.prompt is not None:
         contents[f"{key}{PROMPT_SUFFIX}"] = picture.prompt.encode()

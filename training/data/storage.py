@@ -1,10 +1,12 @@
-"""Bytes on disk: where a file's bytes lie, and writing a file whole or not at all."""
+"""Bytes on disk: where a file's bytes lie, reading what ends, and writing a file whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +19,21 @@ class Stored:
 
     def read(self) -> bytes:
         """Returns the bytes; raises OSError."""
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(self.offset)
             return file.read(self.size)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens a file for reading; raises OSError, too, for what has no end: pipes, on which one waits, and devices."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(path, "rb")
+
+
+def printable(name: str) -> str:
+    """Returns a file's name as text that UTF-8 can hold: what is no text on disk is written with backslashes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -25,14 +25,16 @@ from torch import Tensor
 from training.data.pairs import parse_line
 from training.data.pictures import (
     PICTURE_SUFFIXES,
-    PROMPT_SUFFIX,
     DataError,
     PictureError,
     decode,
+    describe_damage,
     is_picture,
     read_prompt,
     read_size,
+    text_beside,
 )
+from training.data.storage import Stored
 from training.images import to_tensor
 
 LQ_FOLDERS = ("test_lr", "lr", "lq", "low", "input")
@@ -129,7 +131,9 @@ def check_sizes(pictures: Iterable[TestPicture], scale: int) -> None:
 def read_picture(path: Path) -> Tensor:
     """Returns the picture as (1, 3, H, W) float32 in [0, 1]. Raises EvaluationError for a broken file."""
     try:
-        pixels = decode(path.read_bytes())
+        pixels = decode(Stored(str(path)).read())
+    except OSError as error:
+        raise EvaluationError(f"{path} {describe_damage(error)}") from error
     except PictureError as error:
         raise EvaluationError(f"{path} {error}") from error
     return to_tensor(pixels)
@@ -185,7 +189,8 @@ def _with_texts(pictures: list[TestPicture]) -> list[TestPicture]:
 
 def _text_beside(path: Path | None) -> str | None:
     """Returns the text in the file beside a picture, None where there is none. Raises EvaluationError."""
-    if path is None or not (text := path.with_suffix(PROMPT_SUFFIX)).is_file():
+    text = None if path is None else text_beside(path)
+    if text is None:
         return None
     try:
         return read_prompt(text.read_bytes())
