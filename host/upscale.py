@@ -9,8 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from .batch.making import write_part
 from .carrier import carrier
 from .client import ComfyClient
+from .errors import HostError
 from .pictures import Picture, as_image
 from .progress import ProgressLine
 from .results import Finish, finished
@@ -41,7 +43,7 @@ def upscale(client: ComfyClient, request: UpscaleRequest) -> float:
     """Runs the shipped workflow on the picture, writes both files, and returns the seconds ComfyUI took.
 
     The result keeps the picture's alpha, EXIF and colour profile, and 16 bits in a PNG.
-    Raises HostError with ComfyUI's own message when the workflow is refused or fails.
+    Raises HostError with ComfyUI's own message when the workflow is refused or fails, and where nothing can be written.
     """
     settings = {"scale": request.scale, "timestep": request.timestep}
     carried = carrier(with_inputs(load_workflow(), {"TADSRUpscale": settings}))
@@ -50,12 +52,22 @@ def upscale(client: ComfyClient, request: UpscaleRequest) -> float:
     shown = ProgressLine(carried.prompt)
     png, run = transfer.run(request.picture, deep_result=finish.kind.deep, on_event=shown)
     content = finished(png, request.picture, finish, carried.described(request.name))
-    request.output.write_bytes(content)
+    _write(content, request.output)
     before, after = _shown(as_image(request.picture.pixels)), _shown(Image.open(io.BytesIO(content)))
     enlarged = before.resize(after.size, Image.Resampling.LANCZOS)
     labels = (f"Lanczos {request.scale:g}x", f"TADSR {request.scale:g}x, timestep {request.timestep}")
-    before_after_sheet(list(zip(labels, (enlarged, after), strict=True))).save(request.sheet)
+    sheet = io.BytesIO()
+    before_after_sheet(list(zip(labels, (enlarged, after), strict=True))).save(sheet, "PNG")
+    _write(sheet.getvalue(), request.sheet)
     return run.seconds
+
+
+def _write(content: bytes, target: Path) -> None:
+    """Writes a file whole or not at all: one of its name stays as it was until then. Raises HostError."""
+    try:
+        write_part(content, target.parent).replace(target)
+    except OSError as error:
+        raise HostError(f"{target} could not be written ({len(content):,} bytes): {error.strerror}") from error
 
 
 def _shown(image: Image.Image) -> Image.Image:

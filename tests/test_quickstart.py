@@ -18,7 +18,10 @@ from PIL import Image, ImageCms
 
 from host import workflow
 from host.base_folders import PREFIX, TemporaryBase
-from host.server import PACK
+from host.errors import HostError
+from host.pictures import open_picture
+from host.server import PACK, ComfyServer
+from host.upscale import UpscaleRequest, upscale
 
 REPOSITORY = PACK
 T = TypeVar("T")
@@ -77,6 +80,18 @@ def test_quickstart_upscales_a_photograph(photo: Path, tmp_path: Path) -> None:
     assert Image.open(written).width > 2 * 183
     used = json.loads(Image.open(output).info["prompt"])
     assert used[workflow.node_of_class(used, "TADSRUpscale")]["inputs"]["timestep"] == 300
+
+
+def test_a_full_disk_leaves_an_earlier_result_as_it_was(
+    photo: Path, comfy_server: ComfyServer, disk_of: Callable[[int], Path]
+) -> None:
+    disk = disk_of(16384)
+    output = disk / "result.png"
+    output.write_bytes(b"an earlier result")
+    request = UpscaleRequest(open_picture(photo), photo.name, 1.0, 500, output)
+    with pytest.raises(HostError, match=r"result.png could not be written \([\d,]+ bytes\): No space left on device$"):
+        upscale(comfy_server, request)
+    assert list(disk.iterdir()) == [output] and output.read_bytes() == b"an earlier result"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT, as Ctrl-C does in a POSIX terminal")
