@@ -3,8 +3,9 @@
 Sizes: pictures from 1x1 to 256x256 must come out finite and exactly four times larger. Grids: upsampling layers can
 leave a pattern that repeats every 2, 4 or 8 pixels; in the Fourier spectrum its energy lies at exact bins, which are
 compared with the frequencies around them, on a smooth sky and on the Kodak test crops, and with the same ratio of the
-photograph. Prints a table and writes the sky, its difference from the truth and its spectrum as PNG. The exit status
-is 1 where something was found.
+photograph. Lattice: what the eye takes for a weave is not one frequency but detail that is stronger at some pixels of
+each 4x4 than at others; `benchmarks.lattice` measures it. Prints tables and writes the sky, its difference from the
+truth and its spectrum as PNG. The exit status is 1 where something was found.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.lattice import MOST_COMB, MOST_LATTICE, comb, lattice
 from benchmarks.quality import WEIGHTS, one_of
 from benchmarks.testset import COUNT, DEGRADATIONS, HEIGHT, SCALE, WIDTH, load_test_set
 from host.cache import cache_directory
@@ -158,6 +160,19 @@ def rows_of(name: str, timestep: int, findings: Sequence[Finding]) -> list[str]:
     ]
 
 
+def lattice_row(name: str, timestep: int, results: Sequence[Tensor], truths: Sequence[Tensor]) -> tuple[str, bool]:
+    """Returns a line of the lattice's table, and whether the median of the results has one that can be seen."""
+    measured = [
+        [function(np.asarray(to_picture(image))) for image in images]
+        for images in (results, truths)
+        for function in (lattice, comb)
+    ]
+    middle, worst = [float(np.median(values)) for values in measured], [max(values) for values in measured]
+    seen = middle[0] > MOST_LATTICE or middle[1] > max(MOST_COMB, middle[3])
+    cells = [f"{m:.3f} / {w:.3f}" for m, w in zip(middle, worst, strict=True)]
+    return f"| {name} | {timestep} | {' | '.join(cells)} | {'LATTICE' if seen else 'none'} |", seen
+
+
 def check_grids(restorer: Restorer, arguments: argparse.Namespace) -> bool:
     """Prints the table and writes the skies; returns whether there is a grid."""
     print("| pictures | timestep | period | direction | ratio | photograph's | amplitude (of 255) | verdict |")
@@ -165,16 +180,24 @@ def check_grids(restorer: Restorer, arguments: argparse.Namespace) -> bool:
     small, truth = sky(HEIGHT // SCALE, WIDTH // SCALE), sky(HEIGHT, WIDTH)
     samples = {kind: load_test_set(kind)[: arguments.limit] for kind in arguments.kinds}
     any_grid = False
+    lattices = []
     for timestep in arguments.timesteps:
         result = restorer(small, timestep, SCALE)
         write_sky(arguments.output / f"sky-t{timestep}.png", result, truth)
         findings = {"sky": compare([result], [truth])}
         for kind, pictures in samples.items():
             results = [restorer(to_tensor(sample.lq), timestep, SCALE) for sample in pictures]
-            findings[kind] = compare(results, [to_tensor(sample.hq) for sample in pictures])
+            truths = [to_tensor(sample.hq) for sample in pictures]
+            findings[kind] = compare(results, truths)
+            row, seen = lattice_row(kind, timestep, results, truths)
+            lattices.append(row)
+            any_grid = any_grid or seen
         for name, found in findings.items():
             print("\n".join(rows_of(name, timestep, found)), flush=True)
             any_grid = any_grid or any(finding.is_grid for finding in found)
+    print("\n| pictures, median / worst | timestep | lattice | comb | photograph's lattice | its comb | verdict |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(lattices))
     return any_grid
 
 

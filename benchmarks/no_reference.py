@@ -1,4 +1,6 @@
-"""NIQE and BRISQUE, which judge a picture without its truth, by the packages iqa-torch and brisque; lower is better.
+"""What judges a picture without its truth: NIQE and BRISQUE, by the packages iqa-torch and brisque, and lattices.
+
+Lower is better.
 
 Both packages make a number of an array with one element, which numpy 2.4 refuses; each is mended in one place here.
 """
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.lattice import comb, lattice
 from benchmarks.packages import make_importable, reason
 from host import torch_import_shim
 from host.errors import HostError
@@ -85,15 +88,16 @@ def _loading(load: Callable[[], Judge]) -> Load:
     return loaded
 
 
+def _metric(name: str, label: str, digits: int, load: Callable[[], Judge]) -> Metric:
+    return Metric(
+        name=name, label=label, higher_is_better=False, needs_reference=False, digits=digits, load=_loading(load)
+    )
+
+
 NO_REFERENCE = {
     "niqe": replace(METRICS["niqe"], load=_loading(load_niqe)),
-    "brisque": Metric(
-        name="brisque",
-        label="BRISQUE",
-        higher_is_better=False,
-        needs_reference=False,
-        digits=2,
-        load=_loading(load_brisque),
-    ),
+    "brisque": _metric("brisque", "BRISQUE", 2, load_brisque),
+    "lattice": _metric("lattice", "lattice", 3, lambda: lattice),
+    "comb": _metric("comb", "comb", 1, lambda: comb),
 }
-"""NIQE without pyiqa, and BRISQUE."""
+"""NIQE without pyiqa, BRISQUE, and the two measures of `benchmarks.lattice`."""

@@ -18,7 +18,9 @@ Scores = Mapping[str, float]  # by metric
 Results = Mapping[str, Mapping[str, Scores]]  # by method, then by picture
 
 COLUMNS = {name: METRICS[name] for name in ("psnr", "ssim", "lpips", "dists")} | NO_REFERENCE
-"""The metrics of the table, in its order."""
+"""The metrics of the table, in its order; of `lattice` and `comb` (`benchmarks.lattice`) it shows the medians."""
+
+MEDIANS = ("lattice", "comb")
 
 SECONDS, COLOUR = "cpu_seconds", "colour_error"
 """Measured besides the metrics; a photograph has neither."""
@@ -29,9 +31,12 @@ SHEET_COLUMNS = 6
 
 
 def means(results: Results) -> dict[str, dict[str, float]]:
-    """Returns each method's mean over the pictures of what was measured."""
+    """Returns each method's mean (MEDIANS: median) over the pictures of what was measured."""
     return {
-        method: {name: float(np.mean([scores[name] for scores in pictures.values()])) for name in first(pictures)}
+        method: {
+            name: float((np.median if name in MEDIANS else np.mean)([scores[name] for scores in pictures.values()]))
+            for name in first(pictures)
+        }
         for method, pictures in results.items()
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 from .errors import WeightsError
 
@@ -16,6 +17,7 @@ MAX_LEVELS = 16  # resolutions of a network; SD has 4, and 16 would halve a side
 MAX_LAYERS = 64  # residual blocks, or transformers, in one place; SD has 2 or 3
 TIME_EMBEDDING, TIME_PROJECTION = "time_embedding", "time_emb_proj"
 TIME_LAYER = re.compile(rf"(.+\.)?({TIME_EMBEDDING}|{TIME_PROJECTION})(\..+)?")
+PICTURE_CHANNELS = 3
 VAE_ATTENTION = "mid.attn_1."  # in both halves of a VAE
 
 Shapes = Mapping[str, Sequence[int]]  # name of a tensor -> its shape
@@ -114,6 +116,16 @@ class VaeHalf:
     channels: tuple[int, ...]  # per level, from full resolution down
     blocks: int  # residual blocks in each level
     mid_attention: bool
+
+    @property
+    def patch(self) -> int:
+        """Side of the square of pixels that a decoder's last convolution gives for each of its own; SD's: 1."""
+        return max(1, isqrt(self.out_channels // PICTURE_CHANNELS))
+
+    @property
+    def upscale(self) -> int:
+        """Image pixels per latent pixel of a decoder, along each side."""
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @classmethod
     def of_encoder(cls, shapes: Shapes) -> VaeHalf:

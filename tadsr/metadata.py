@@ -31,6 +31,7 @@ class Metadata:
     source_sha256: str = ""  # of the file that this one was converted from
     license: str = ""
     vae_norm_groups: int = 32  # groups of every normalisation in the VAE; 32: SD's
+    norm_eps: float = 0.0  # epsilon of the normalisations in residual blocks and before the last layer; 0: SD's
     formula: str = "residual"  # how a prediction becomes the clean latent: a name of `schedule.FORMULAS`
     time_aware: bool = True  # False: the encoder is the plain one of the base, and there are no time layers
     empty_prompt: bool = False  # the weights were trained to be given the empty text
@@ -41,7 +42,7 @@ class Metadata:
 FIELD_TYPES: dict[str, type] = {  # of Metadata; JSON makes anything of anything
     **dict.fromkeys(("name", "base_model", "prompt", "source_sha256", "license", "formula"), str),
     **dict.fromkeys(("rank", "encoder_rank", "vae_norm_groups", "format_version"), int),
-    **dict.fromkeys(("alpha", "lam", "gamma"), float),
+    **dict.fromkeys(("alpha", "lam", "gamma", "norm_eps"), float),
     **dict.fromkeys(("time_aware", "empty_prompt"), bool),
     **{"timesteps": tuple, "extra": dict},
 }
@@ -49,7 +50,12 @@ WORDS: dict[type, str] = {
     **{str: "a text", int: "an integer", float: "a number", bool: "true or false"},
     **{tuple: "a list of integers", dict: "names and texts"},
 }
-LATER = {"formula": "residual", "time_aware": True, "empty_prompt": False}  # fields added since the first files
+LATER = {
+    "formula": "residual",
+    "time_aware": True,
+    "empty_prompt": False,
+    "norm_eps": 0.0,
+}  # fields added since the first files
 
 
 def parse_metadata(header: Mapping[str, str]) -> Metadata:
@@ -85,6 +91,8 @@ def check_metadata(metadata: Metadata) -> None:
             raise WeightsError(f"its metadata says {name}={value}; accepted is a finite number")
     if metadata.vae_norm_groups < 1:
         raise WeightsError(f"its metadata says vae_norm_groups={metadata.vae_norm_groups}; accepted is a number from 1")
+    if metadata.norm_eps < 0:
+        raise WeightsError(f"its metadata says norm_eps={metadata.norm_eps}; accepted is a number from 0")
     if metadata.formula not in FORMULAS:
         raise WeightsError(
             f"its metadata says formula={metadata.formula[:80]!r}; known are {', '.join(FORMULAS)}: update the pack"

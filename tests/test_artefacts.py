@@ -8,7 +8,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.artefacts import DIRECTIONS, PERIODS, compare, grid_strengths, size_faults, sky, spectrum, write_sky
+from benchmarks.artefacts import (
+    DIRECTIONS,
+    PERIODS,
+    compare,
+    grid_strengths,
+    lattice_row,
+    size_faults,
+    sky,
+    spectrum,
+    write_sky,
+)
 from tadsr.schedule import MIN_TIMESTEP
 from training.metrics.reference import LUMA
 from training.networks.inference import Restorer
@@ -56,6 +66,16 @@ def test_nothing_is_found_in_other_textures_nor_below_rounding() -> None:
     small = sky(HEIGHT, WIDTH)
     assert grid_strengths(spectrum(small))[..., 0].max() < 1.3
     assert not any(finding.is_grid for finding in compare([small + pattern(4, "both", 0.1)], [small]))
+
+
+def test_a_weave_is_seen_that_is_no_single_frequency() -> None:
+    truths = [textured(seed) for seed in range(4)]
+    middle = torch.zeros(1, 1, HEIGHT, WIDTH)
+    middle[..., 1::4, 1::4] = 1
+    woven = [truth + 0.1 * middle * torch.randn(1, 1, HEIGHT, WIDTH) for truth in truths]
+    assert lattice_row("textures", 500, truths, truths)[1] is False
+    row, seen = lattice_row("textures", 500, woven, truths)
+    assert seen and row.startswith("| textures | 500 | ") and row.endswith("| LATTICE |")
 
 
 def test_the_sky_is_the_same_in_any_size() -> None:

@@ -58,7 +58,7 @@ def load_networks(path: str, file: TadsrWeights, checkpoint: str | None, dtype: 
     """
     if checkpoint is None:
         vae_state = file.base_vae
-        vae = build_vae(vae_state, file.metadata.vae_norm_groups, dtype)
+        vae = build_vae(vae_state, file.metadata.vae_norm_groups, dtype, file.metadata.norm_eps)
         _own_tensors(vae.patcher)
         model, clip = _load_base(file, checkpoint, dtype)
     else:
@@ -105,7 +105,9 @@ def _load_base(
     """Returns the base's UNet and text encoder."""
     if checkpoint is None:
         downscale = EncoderConfig.from_state_dict(file.base_vae).downscale
-        model = build_unet(file.base_unet, downscale, dtype, disable_dynamic=disable_dynamic)
+        model = build_unet(
+            file.base_unet, downscale, dtype, norm_eps=file.metadata.norm_eps, disable_dynamic=disable_dynamic
+        )
         _own_tensors(model)
         return model, None
     model, clip, *_ = comfy.sd.load_checkpoint_guess_config(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
 import comfy.model_detection
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import torch
 from torch import Tensor
 
-from ...tadsr.architecture import VAE_ATTENTION, VaeHalf, shapes_of
+from ...tadsr.architecture import PICTURE_CHANNELS, VAE_ATTENTION, VaeHalf, shapes_of
 from ...tadsr.lora import check_keys
 from ..compat import ensure_own_decoder
 
@@ -28,6 +31,8 @@ SD_VAE_CHANNELS = 128  # first width of the SD VAE: ComfyUI's memory formulas ar
 SD_DOWNSCALE = 8  # of the SD VAE
 # ComfyUI's formulas for the SD VAE, bytes of the dtype per pixel (comfy/sd.py, class VAE)
 ENCODE_VALUES_PER_PIXEL, DECODE_VALUES_PER_PIXEL = 1767, 2178
+UNET_NORM = re.compile(r".*(in_layers|out_layers)\.0|out\.0")  # not those of transformers
+DECODER_NORM = re.compile(r".*norm[12]|norm_out")
 
 
 class StudentUNet(comfy.supported_models.SD20):
@@ -35,6 +40,9 @@ class StudentUNet(comfy.supported_models.SD20):
 
     def model_type(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
         return comfy.model_base.ModelType.EPS
+
+    def inpaint_model(self) -> bool:
+        return False  # ComfyUI takes more than 4 channels for a mask and a masked picture
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,26 @@ class NoAttention(torch.nn.Module):
         return x
 
 
+class PatchConv(comfy.ops.disable_weight_init.Conv2d):
+    """The last convolution of a decoder that gives a square of pixels for each of its own."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        numbers: Tensor = super().forward(*args, **kwargs)
+        return torch.nn.functional.pixel_shuffle(numbers, isqrt(numbers.shape[1] // PICTURE_CHANNELS))
+
+
 def build_unet(
-    state: Mapping[str, Tensor], downscale: int, dtype: torch.dtype | None = None, *, disable_dynamic: bool = False
+    state: Mapping[str, Tensor],
+    downscale: int,
+    dtype: torch.dtype | None = None,
+    *,
+    norm_eps: float = 0.0,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
     """Returns the MODEL of a UNet of the SD 2.x kind. state: keys `diffusion_model.*`.
 
-    downscale: image pixels per latent pixel. dtype: None for ComfyUI's choice. disable_dynamic: without ComfyUI's
-    dynamic VRAM. Raises WeightsError if tensors are missing or left over.
+    downscale: image pixels per latent pixel. dtype: None for ComfyUI's choice. norm_eps: `Metadata.norm_eps`.
+    disable_dynamic: without ComfyUI's dynamic VRAM. Raises WeightsError if tensors are missing or left over.
     """
     unet = {key.removeprefix("diffusion_model."): tensor for key, tensor in state.items()}
     config = StudentUNet(_unet_config(unet))
@@ -81,6 +102,7 @@ def build_unet(
     if downscale != SD_DOWNSCALE:
         _describe_own_latents(config, downscale)
     model = config.get_model(unet, "")
+    _set_norm_eps(model.diffusion_model, UNET_NORM, norm_eps)
     check_keys("UNet", unet, set(model.diffusion_model.state_dict()))
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=mm.unet_offload_device())
@@ -101,20 +123,34 @@ def _unet_config(unet: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _describe_own_latents(config: StudentUNet, downscale: int) -> None:
     """Tells ComfyUI that the latents are not SD's: other size, and no preview decoder knows them."""
+    config.latent_format.latent_channels = config.unet_config["in_channels"]
     config.latent_format.spacial_downscale_ratio = downscale
     config.latent_format.latent_rgb_factors = None
     config.latent_format.taesd_decoder_name = None
 
 
-def build_vae(state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
+def _set_norm_eps(network: torch.nn.Module, names: re.Pattern[str], eps: float) -> None:
+    """Sets the epsilon of the normalisations with these names; 0 leaves SD's."""
+    for name, module in network.named_modules():
+        if eps and isinstance(module, torch.nn.GroupNorm) and names.fullmatch(name):
+            module.eps = eps
+
+
+def build_vae(
+    state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype | None = None, norm_eps: float = 0.0
+) -> comfy.sd.VAE:
     """Returns the VAE for tensors `encoder.*`, `decoder.*`, `quant_conv.*`, `post_quant_conv.*` of any width.
 
     Attention in the middle of encoder and decoder may be absent. Raises WeightsError if tensors are missing.
     norm_groups: groups of every normalisation; ComfyUI builds all VAEs with 32. dtype: None for ComfyUI's choice.
+    norm_eps: `Metadata.norm_eps`, of the decoder.
     """
     encoder, decoder = _half_config(state, "encoder"), _half_config(state, "decoder")
     if not any(key.startswith(f"decoder.{VAE_ATTENTION}") for key in state):
         decoder["attn_op"] = NoAttention
+    sizes = VaeHalf.of_decoder(shapes_of(state))
+    if sizes.patch > 1:
+        decoder["conv_out_op"] = PatchConv
     state = {**state, **_absent_encoder_attention(state)}
     params = {
         "ddconfig": encoder,
@@ -127,7 +163,9 @@ def build_vae(state: Mapping[str, Tensor], norm_groups: int, dtype: torch.dtype 
     for module in vae.first_stage_model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.num_groups = norm_groups
-    _set_size(vae, 2 ** (len(decoder["ch_mult"]) - 1), max(encoder["ch"], decoder["ch"]))
+    _set_norm_eps(vae.first_stage_model.decoder, DECODER_NORM, norm_eps)
+    vae.latent_channels = decoder["z_channels"]
+    _set_size(vae, sizes.upscale, encoder["ch"], decoder["ch"] / sizes.patch**2)
     return vae
 
 
@@ -162,16 +200,15 @@ def _absent_encoder_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
 
 
-def _set_size(vae: comfy.sd.VAE, downscale: int, channels: int) -> None:
-    """Tells the VAE its downscale, and how much memory it needs for its width."""
-    share = channels / SD_VAE_CHANNELS
+def _set_size(vae: comfy.sd.VAE, downscale: int, encoder: float, decoder: float) -> None:
+    """Tells the VAE its downscale, and how much memory its halves need for their numbers per pixel."""
     vae.downscale_ratio = vae.upscale_ratio = downscale
 
     def encode_memory(shape: torch.Size, dtype: torch.dtype) -> float:
-        return share * ENCODE_VALUES_PER_PIXEL * shape[2] * shape[3] * mm.dtype_size(dtype)
+        return encoder / SD_VAE_CHANNELS * ENCODE_VALUES_PER_PIXEL * shape[2] * shape[3] * mm.dtype_size(dtype)
 
     def decode_memory(shape: torch.Size, dtype: torch.dtype) -> float:
         pixels = shape[2] * shape[3] * downscale**2
-        return share * DECODE_VALUES_PER_PIXEL * pixels * mm.dtype_size(dtype)
+        return decoder / SD_VAE_CHANNELS * DECODE_VALUES_PER_PIXEL * pixels * mm.dtype_size(dtype)
 
     vae.memory_used_encode, vae.memory_used_decode = encode_memory, decode_memory

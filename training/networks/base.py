@@ -6,6 +6,7 @@ All sizes of the networks are read from the shapes of tensors.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tadsr.architecture import MAX_LAYERS, MAX_LEVELS, VaeHalf, attention_levels, count, is_time_layer, shapes_of
@@ -26,20 +28,22 @@ from tadsr.lora import check_keys, same_shape
 from tadsr.schedule import LATENT_SCALE
 from training.networks.base_files import ACCEPTED, LATENT_CHANNELS, read_tensors
 
+NORM = re.compile(r"(.+\.)?(norm[12]|conv_norm_out)")  # in diffusers; transformers' group normalisation is `norm`
 HEAD_CHANNELS = 64  # SD 2.x UNet config: channels per attention head
 
 
 class LatentDecoder(nn.Module):
-    """The VAE's decoder with `post_quant_conv`."""
+    """The VAE's decoder with `post_quant_conv`; patch: `VaeHalf.patch`."""
 
-    def __init__(self, decoder: Decoder, latent_channels: int = LATENT_CHANNELS) -> None:
+    def __init__(self, decoder: Decoder, latent_channels: int = LATENT_CHANNELS, patch: int = 1) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.patch = decoder, patch
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def forward(self, x0: Tensor) -> Tensor:
-        """Returns the image (B, 3, H, W), about [-1, 1], not clamped. x0: (B, 4, h, w), scaled, of any dtype."""
-        return self.decoder(self.post_quant_conv((x0 / LATENT_SCALE).to(self.post_quant_conv.weight.dtype)))
+        """Returns the image (B, 3, H, W), about [-1, 1], not clamped. x0: (B, C, h, w), scaled, of any dtype."""
+        latent = self.post_quant_conv((x0 / LATENT_SCALE).to(self.post_quant_conv.weight.dtype))
+        return F.pixel_shuffle(self.decoder(latent), self.patch)
 
     def enable_checkpointing(self) -> None:
         """Makes the backward pass compute each block again instead of keeping its activations."""
@@ -87,34 +91,51 @@ def load_base(path: Path) -> Base:
         raise WeightsError(f"{path} cannot be the base model: {error}") from error
 
 
-def build_unet(state: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Returns a frozen float32 UNet. state: names of a single file, without prefix; raises WeightsError."""
+def build_unet(state: Mapping[str, Tensor], norm_eps: float = 0.0) -> UNet2DConditionModel:
+    """Returns a frozen float32 UNet. state: names of a single file, without prefix; raises WeightsError.
+
+    norm_eps: `Metadata.norm_eps`.
+    """
     named = {key: tensor.float() for key, tensor in ldm_unet_to_diffusers(state).items()}
     config = unet_config(named)
     with torch.device("meta"):  # the tensors are taken over, none is made
         network = UNet2DConditionModel(**config)
     load_strictly(network, named, "UNet")
+    _set_norm_eps(network, norm_eps)
     return network.requires_grad_(False).eval()
 
 
-def build_decoder(vae: Mapping[str, Tensor], norm_groups: int) -> LatentDecoder:
-    """Returns a frozen float32 decoder. vae: names of a single file; `encoder.*` is left out."""
+def _set_norm_eps(network: nn.Module, eps: float) -> None:
+    """Sets the epsilon of residual blocks' and last normalisations; 0 leaves SD's."""
+    for name, module in network.named_modules():
+        if eps and isinstance(module, nn.GroupNorm) and NORM.fullmatch(name):
+            module.eps = eps
+
+
+def build_decoder(vae: Mapping[str, Tensor], norm_groups: int, norm_eps: float = 0.0) -> LatentDecoder:
+    """Returns a frozen float32 decoder. vae: names of a single file; `encoder.*` is left out.
+
+    norm_eps: `Metadata.norm_eps`.
+    """
     half = {key: tensor for key, tensor in vae.items() if key.startswith(("decoder.", "post_quant_conv."))}
     sizes = VaeHalf.of_decoder(shapes_of(half))
     with torch.device("meta"):
         network = LatentDecoder(
             Decoder(
-                in_channels=LATENT_CHANNELS,
+                in_channels=sizes.in_channels,
                 out_channels=sizes.out_channels,
                 up_block_types=("UpDecoderBlock2D",) * len(sizes.channels),
                 block_out_channels=sizes.channels,
                 layers_per_block=sizes.blocks - 1,  # diffusers adds one
                 norm_num_groups=norm_groups,
                 mid_block_add_attention=sizes.mid_attention,
-            )
+            ),
+            sizes.in_channels,
+            sizes.patch,
         )
     named = {key: tensor.float() for key, tensor in ldm_vae_to_diffusers(half).items()}
     load_strictly(network, named, "VAE decoder")
+    _set_norm_eps(network, norm_eps)
     return network.requires_grad_(False).eval()
 
 

@@ -51,7 +51,7 @@ class Restorer:
         if base is not None and not content.is_self_contained:
             content = replace(content, base=read_tensors(base).state)
         content = replace(content, base={key: tensor.float() for key, tensor in content.base.items()})
-        groups = content.metadata.vae_norm_groups
+        groups, eps = content.metadata.vae_norm_groups, content.metadata.norm_eps
         state = encoder_state_dict(content, content.base_vae)
         with torch.device("meta"):
             encoder = TimeAwareEncoder(EncoderConfig.from_state_dict(state, groups))
@@ -59,8 +59,8 @@ class Restorer:
         unet = unet_state_dict(content, content.base_unet)
         restorer = cls(
             encoder=encoder.requires_grad_(False),
-            unet=build_unet({key.removeprefix(UNET_PREFIX): t for key, t in unet.items()}),
-            decoder=build_decoder(content.base_vae, groups),
+            unet=build_unet({key.removeprefix(UNET_PREFIX): t for key, t in unet.items()}, eps),
+            decoder=build_decoder(content.base_vae, groups, eps),
             prompt=content.prompt,
         )
         for network in (restorer.encoder, restorer.unet, restorer.decoder):

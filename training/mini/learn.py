@@ -1,0 +1,262 @@
+"""Trains the UNet of tadsr-mini: `python -m training.mini.learn --samples DIR --output RUN`.
+
+First in latent space: the target's latent is known, so a step needs neither encoder nor decoder, only L1 between
+latents. Low timesteps learn the photograph, high ones the upscaler's picture, those between a mixture. Then, with
+`--start RUN --lpips 0.3 --lattice 0.1`, in pixels too: LPIPS, the more the higher the timestep, and a loss on the
+lattice of 4 pixels. The run's folder holds `checkpoint.pt`, written every few minutes (the same command goes on from
+it), and `log.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
+from training.metrics.lpips import LPIPS
+from training.metrics.reference import luma
+from training.mini.batches import Batch, Batches
+from training.mini.patches import SIDE, Patches
+from training.mini.samples import PATCHES
+from training.mini.unet import Residual
+from training.objective.losses import shifted
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+LEAST_RATE = 0.05  # of the peak, at the end of the cosine
+LOGGED = 50  # steps in a line of the log
+PHOTOGRAPH_TO, TEACHER_FROM = 100, 900  # timesteps
+LPIPS_SHIFT = 7  # pixels: AlexNet's grid of 4 may lie anywhere on the patches'
+WEAVE = 40.0  # its weight beside the shares
+NEIGHBOURS = 8  # patches along a side of the area in which a weave is looked for
+FLAT = 1e-4  # of second differences: where there is nothing, there is no lattice either
+
+
+def teacher_share(timestep: Tensor) -> Tensor:
+    """Returns how much of the target is the upscaler's picture, 0..1. timestep: (B,)."""
+    return ((timestep - PHOTOGRAPH_TO) / (TEACHER_FROM - PHOTOGRAPH_TO)).clamp(0, 1)
+
+
+def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
+    """Returns the rate of a step: a linear rise, and half a cosine to the end."""
+    cosine = LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+    return peak * min(1.0, (step + 1) / warmup) * cosine
+
+
+def lattice_shares(image: Tensor) -> Tensor:
+    """Returns squared second differences of luma by their phase modulo 4, over their mean: (B, 2, 4).
+
+    image: (B, 3, H, W) in [-1, 1]. All are 1 in a photograph, nearly.
+    """
+    shares = []
+    for values in (luma(image), luma(image).mT):
+        second = values.float().diff(n=2, dim=3).square()
+        whole = second[..., : second.shape[3] // SIDE * SIDE]
+        energy = whole.unflatten(3, (-1, SIDE)).mean(dim=(1, 2, 3)) + FLAT
+        shares.append(energy / energy.mean(dim=1, keepdim=True))
+    return torch.stack(shares, dim=1)
+
+
+def weave(difference: Tensor) -> Tensor:
+    """Returns what of a difference repeats from patch to patch, as a mean magnitude: a 0-dimensional tensor.
+
+    difference: (B, 3, H, W), sides at least 32. Over 8x8 neighbouring patches chance averages out, and a lattice stays,
+    however weak it is beside the edges elsewhere in the picture.
+    """
+    patches = F.pixel_unshuffle(difference, SIDE).unflatten(1, (3, SIDE**2))
+    patches = patches - patches.mean(dim=2, keepdim=True)
+    return F.avg_pool2d(patches.flatten(1, 2), NEIGHBOURS, stride=NEIGHBOURS // 2).abs().mean()
+
+
+@dataclass
+class Objective:
+    """The loss of a batch, and its parts by name."""
+
+    patches: Patches
+    detail: float
+    lpips: float
+    least_lpips: float
+    lattice: float
+    photograph: float
+    perceptual: LPIPS | None = None
+
+    def __post_init__(self) -> None:
+        weight = self.patches.deviations**self.detail
+        self.weight = (weight * self.patches.deviations.sum() / weight.sum())[:, None, None]
+        if self.lpips:
+            self.perceptual = LPIPS(net="alex")
+
+    def __call__(self, network: Residual, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        timestep = torch.from_numpy(rng.integers(MIN_TIMESTEP, MAX_TIMESTEP + 1, size=len(batch.lq)))
+        share, taught = alpha_bar(timestep).sqrt(), teacher_share(timestep)
+        mixed = taught[:, None, None, None]
+        target = batch.photograph + mixed * (batch.teacher - batch.photograph)
+        latent, clean = self.patches.encode(batch.lq), self.patches.encode(target)
+        result = network(latent * share[:, None, None, None], share, timestep)
+        loss = self._l1(result, clean)
+        parts = {"l1": loss.item(), "without": self._l1(latent, clean).item()}
+        if not (self.lpips or self.lattice):
+            return loss, parts
+        image = self.patches.decode(result)
+        lattice = (lattice_shares(image) - lattice_shares(target)).square().mean()
+        repeated = weave(image - target)
+        parts |= {"lattice": lattice.item(), "weave": repeated.item()}
+        loss = loss + self.lattice * (lattice + WEAVE * repeated)
+        if self.perceptual is not None:
+            top, left = (int(n) for n in rng.integers(0, LPIPS_SHIFT + 1, size=2))
+            real = torch.from_numpy(rng.random(len(timestep)) < self.photograph)[:, None, None, None]
+            sharp = torch.where(real, batch.photograph, batch.teacher)  # a mixture of both would be soft
+            distance = self.perceptual(*shifted((image, sharp), top, left, LPIPS_SHIFT))
+            parts["lpips"] = distance.mean().item()
+            loss = loss + self.lpips * (distance * (self.least_lpips + (1 - self.least_lpips) * taught)).mean()
+        return loss, parts
+
+    def _l1(self, a: Tensor, b: Tensor) -> Tensor:
+        return ((a - b).abs() * self.weight).mean()
+
+
+class Run:
+    """Network, averaged network and optimizer of a run's folder, as far as it has come."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        torch.manual_seed(options.seed)
+        self.options, self.step = options, 0
+        self.network = Residual()
+        self.average = deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        options.output.mkdir(parents=True, exist_ok=True)
+        self.path = options.output / CHECKPOINT
+        if self.path.is_file():
+            self._load(torch.load(self.path, weights_only=True))
+        elif options.start:
+            state = torch.load(options.start / CHECKPOINT, weights_only=True)
+            for network in (self.network, self.average):
+                network.load_state_dict(state["average"])
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def save(self) -> None:
+        """Writes the checkpoint so that a stop leaves the old one or the new one."""
+        state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
+        unfinished = self.path.with_suffix(".new")
+        torch.save(state | {"step": self.step}, unfinished)
+        os.replace(unfinished, self.path)
+
+    def learn(self, loss: Tensor) -> float:
+        """Takes one step; returns the gradient's norm."""
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, options.rate, options.warmup, options.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(options.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        return norm.item()
+
+
+class Log:
+    """Means of what each step tells, a line every LOGGED steps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.parts, self.began = path, list[dict[str, float]](), time.monotonic()
+
+    def add(self, step: int, parts: dict[str, float]) -> None:
+        """Takes a step's parts."""
+        self.parts.append(parts)
+        if step % LOGGED:
+            return
+        line = {"step": step} | {name: float(np.mean([each[name] for each in self.parts])) for name in parts}
+        line["seconds"] = (time.monotonic() - self.began) / len(self.parts)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: round(value, 5) for name, value in line.items()}) + "\n")
+        self.parts, self.began = [], time.monotonic()
+
+
+def train(options: argparse.Namespace, stop: Callable[[int], bool] = lambda _: False) -> Run:
+    """Trains to `options.steps`, or until `stop` says so of a step; returns the run, which is saved."""
+    run, log = Run(options), Log(options.output / LOG)
+    objective = Objective(
+        Patches.load(options.samples / PATCHES),
+        options.detail,
+        options.lpips,
+        options.least_lpips,
+        options.lattice,
+        options.photograph,
+    )
+    batches = Batches(options.samples, options.crop, options.other_scale, options.shifted, options.untaught)
+    saved = time.monotonic()
+    while run.step < options.steps and not stop(run.step):
+        rng = np.random.default_rng((options.seed, run.step))
+        loss, parts = objective(run.network, batches.draw(options.batch, rng), rng)
+        norm = run.learn(loss)
+        log.add(run.step, parts | {"norm": norm})
+        if time.monotonic() - saved > options.save_every:
+            run.save()
+            saved = time.monotonic()
+    run.save()
+    return run
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--samples", type=Path, required=True, help="folder that training.mini.samples writes")
+    add("-o", "--output", type=Path, required=True, help="folder of the run")
+    add("--start", type=Path, help="folder of a run whose averaged weights are the start")
+    add("--steps", type=int, default=20_000)
+    add("--batch", type=int, default=4)
+    add("--crop", type=int, default=128, help="side in pixels, a multiple of 16")
+    add("--rate", type=float, default=8e-4, help="learning rate at its peak")
+    add("--warmup", type=int, default=200, help="steps")
+    add("--decay", type=float, default=0.998, help="of the averaged weights")
+    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    add("--detail", type=float, default=0.7, help="a component weighs its deviation to this power; 1: error in pixels")
+    add("--lpips", type=float, default=0.0, help="weight at the highest timesteps")
+    add("--least-lpips", type=float, default=0.2, help="share of that weight at the lowest timesteps")
+    add(
+        "--photograph",
+        type=float,
+        default=0.5,
+        help="share of samples that LPIPS compares with the photograph",
+    )
+    add("--lattice", type=float, default=0.0, help="weight")
+    add("--other-scale", type=float, default=0.1, help="share of samples that were shrunk by less than 4")
+    add("--shifted", type=float, default=0.2, help="share of samples whose grid is shifted by 0 to 3 pixels")
+    add("--untaught", type=float, default=0.3, help="share drawn from all samples, with a teacher or not")
+    add("--save-every", type=float, default=180, help="seconds")
+    add("--threads", type=int, default=1)
+    add("--seed", type=int, default=0)
+    return result
+
+
+def main() -> None:
+    options = parser().parse_args()
+    torch.set_num_threads(options.threads)
+    train(options)
+
+
+if __name__ == "__main__":
+    main()
