@@ -32,7 +32,7 @@ from training.mini.batches import Batch, Batches
 from training.mini.patches import SIDE, Patches
 from training.mini.samples import PATCHES
 from training.mini.unet import Residual
-from training.objective.losses import shifted
+from training.objective.losses import shared_crop
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 LEAST_RATE = 0.05  # of the peak, at the end of the cosine
@@ -47,6 +47,13 @@ FLAT = 1e-4  # of second differences: where there is nothing, there is no lattic
 def teacher_share(timestep: Tensor) -> Tensor:
     """Returns how much of the target is the upscaler's picture, 0..1. timestep: (B,)."""
     return ((timestep - PHOTOGRAPH_TO) / (TEACHER_FROM - PHOTOGRAPH_TO)).clamp(0, 1)
+
+
+def draw_timesteps(count: int, faithful: float, rng: np.random.Generator) -> Tensor:
+    """Returns `count` timesteps, uniform; a share `faithful` of them is drawn where the photograph alone is learned."""
+    timesteps = rng.integers(MIN_TIMESTEP, MAX_TIMESTEP + 1, size=count)
+    low = rng.integers(MIN_TIMESTEP, PHOTOGRAPH_TO + 1, size=count)
+    return torch.from_numpy(np.where(rng.random(count) < faithful, low, timesteps))
 
 
 def learning_rate(step: int, peak: float, warmup: int, steps: int) -> float:
@@ -90,6 +97,7 @@ class Objective:
     least_lpips: float
     lattice: float
     photograph: float
+    faithful: float
     perceptual: LPIPS | None = None
 
     def __post_init__(self) -> None:
@@ -99,7 +107,7 @@ class Objective:
             self.perceptual = LPIPS(net="alex")
 
     def __call__(self, network: Residual, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        timestep = torch.from_numpy(rng.integers(MIN_TIMESTEP, MAX_TIMESTEP + 1, size=len(batch.lq)))
+        timestep = draw_timesteps(len(batch.lq), self.faithful, rng)
         share, taught = alpha_bar(timestep).sqrt(), teacher_share(timestep)
         mixed = taught[:, None, None, None]
         target = batch.photograph + mixed * (batch.teacher - batch.photograph)
@@ -118,7 +126,7 @@ class Objective:
             top, left = (int(n) for n in rng.integers(0, LPIPS_SHIFT + 1, size=2))
             real = torch.from_numpy(rng.random(len(timestep)) < self.photograph)[:, None, None, None]
             sharp = torch.where(real, batch.photograph, batch.teacher)  # a mixture of both would be soft
-            distance = self.perceptual(*shifted((image, sharp), top, left, LPIPS_SHIFT))
+            distance = self.perceptual(*shared_crop((image, sharp), top, left, LPIPS_SHIFT))
             parts["lpips"] = distance.mean().item()
             loss = loss + self.lpips * (distance * (self.least_lpips + (1 - self.least_lpips) * taught)).mean()
         return loss, parts
@@ -204,6 +212,7 @@ def train(options: argparse.Namespace, stop: Callable[[int], bool] = lambda _: F
         options.least_lpips,
         options.lattice,
         options.photograph,
+        options.faithful,
     )
     batches = Batches(options.samples, options.crop, options.other_scale, options.shifted, options.untaught)
     saved = time.monotonic()
@@ -242,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
         default=0.5,
         help="share of samples that LPIPS compares with the photograph",
     )
+    add("--faithful", type=float, default=0.2, help="share of samples drawn at timesteps up to 100 besides")
     add("--lattice", type=float, default=0.0, help="weight")
     add("--other-scale", type=float, default=0.1, help="share of samples that were shrunk by less than 4")
     add("--shifted", type=float, default=0.2, help="share of samples whose grid is shifted by 0 to 3 pixels")
