@@ -31,8 +31,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory, photograph: np.ndarray) ->
     """A folder of samples, half of them with a teacher's picture: the photograph, upside down to be told apart."""
     folder = tmp_path_factory.mktemp("samples")
     crops = np.stack([photograph[y : y + 256, x : x + 256] for y in (0, 64) for x in (0, 64)])
-    arrays = open_arrays(folder, COUNT)
-    write_samples(arrays, crops)
+    arrays = open_arrays(folder, COUNT, writable=True)
+    write_samples(arrays, crops, range(COUNT))
     arrays["teacher"][: COUNT // 2] = arrays["hq"][: COUNT // 2, ::-1]
     arrays["done"][: COUNT // 2] = 1
     fit_patches(crops).save(folder / PATCHES)
@@ -64,7 +64,9 @@ def test_pixels_add_lpips_and_the_lattice(samples: Path, tmp_path: Path) -> None
 
 
 def test_a_batch_pairs_what_belongs_together(samples: Path) -> None:
-    batch = Batches(samples, side=128, other_scale=0.0, shifted=1.0, untaught=0.5).draw(16, np.random.default_rng(0))
+    batch = Batches(samples, side=128, other_scale=0.0, shifted=1.0, untaught=0.5, device=torch.device("cpu")).draw(
+        16, np.random.default_rng(0)
+    )
     assert batch.lq.shape == batch.photograph.shape == batch.teacher.shape == (16, 3, 128, 128)
     blurred = torch.nn.functional.avg_pool2d
     near = (blurred(batch.lq, 16) - blurred(batch.photograph, 16)).abs().mean()
@@ -99,3 +101,19 @@ def test_a_lattice_is_seen_where_the_eye_sees_one(photograph: np.ndarray) -> Non
     shares = lattice_shares(torch.cat([to_tensor(p[:256, :256]) * 2 - 1 for p in (photograph, squares)]))
     assert shares.shape == (2, 2, 4)
     assert shares[0].max() < 1.2 and shares[1].max() > 1.5
+
+
+def test_a_discriminator_learns_beside_the_network(samples: Path, tmp_path: Path) -> None:
+    more = ("--lpips", "1", "--lattice", "0.1", "--adversarial", "0.5")
+    plain = train(options(samples, tmp_path / "plain", *more[:4]))
+    run = train(options(samples, tmp_path / "run", *more))
+    moved = [
+        (a - b).abs().max().item() for a, b in zip(plain.network.parameters(), run.network.parameters(), strict=True)
+    ]
+    assert 0 < max(moved) < 0.01, "the discriminator pulls at the network"
+
+
+def test_a_run_of_minutes_ends_by_time(samples: Path, tmp_path: Path) -> None:
+    run = train(options(samples, tmp_path, "--minutes", "0.01"))
+    assert run.seconds >= 0.6 and run.progress >= 1
+    assert train(options(samples, tmp_path, "--minutes", "0.01")).step == run.step, "it is at its end"

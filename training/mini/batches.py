@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,8 @@ from torch import Tensor
 
 from tadsr.geometry import enlarge, resize_bicubic
 from training.images import BYTE_MAX
-from training.mini.samples import SCALE, open_arrays
+from training.mini.samples import SCALE, SIDE, open_arrays
 
-MARGIN = 4  # LQ pixels around a crop, so that its enlargement does not end at its border
 OTHER_SCALES = (1.0, 4 / 3, 2.0, 3.0)
 
 
@@ -28,55 +28,66 @@ class Batch(NamedTuple):
     teacher: Tensor
 
 
-def _image(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / BYTE_MAX
-
-
 class Batches:
-    """Random batches; the folder may still be growing."""
+    """Random batches; on a processor the folder may still be growing, a GPU takes what is there."""
 
-    def __init__(self, folder: Path, side: int, other_scale: float, shifted: float, untaught: float) -> None:
+    def __init__(
+        self, folder: Path, side: int, other_scale: float, shifted: float, untaught: float, device: torch.device
+    ) -> None:
         """side: pixels; shares of samples: of another scale than 4, of shifted ones, of those without a teacher."""
         self.arrays = open_arrays(folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+            self.hq, self.lq, self.teacher = (
+                torch.from_numpy(self.arrays[name]).to(device) for name in ("hq", "lq", "teacher")
+            )
         self.side, self.other_scale, self.shifted, self.untaught = side, other_scale, shifted, untaught
+        self.device = device
 
     def draw(self, count: int, rng: np.random.Generator) -> Batch:
         """Returns `count` samples, drawn from `rng`."""
+        others = int(rng.binomial(count, self.other_scale))
+        parts = [self._samples(count - others, rng)] if others < count else []
+        shares = rng.multinomial(others, [1 / len(OTHER_SCALES)] * len(OTHER_SCALES))
+        parts += [self._rescaled(int(n), scale, rng) for n, scale in zip(shares, OTHER_SCALES, strict=True) if n]
+        mirrored = self._to_device(rng.random(count) < 0.5)[:, None, None, None]
+        pictures = (torch.cat(pictures) * 2 - 1 for pictures in zip(*parts, strict=True))
+        return Batch(*(torch.where(mirrored, picture.flip(3), picture) for picture in pictures))
+
+    def _samples(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         done, made = np.flatnonzero(self.arrays["done"]), np.flatnonzero(self.arrays["made"])
-        samples = []
-        for _ in range(count):
-            if rng.random() < self.other_scale:
-                samples.append(self._rescaled(int(rng.choice(made)), rng))
-            else:
-                taught = len(done) and rng.random() >= self.untaught
-                samples.append(self._sample(int(rng.choice(done if taught else made)), rng))
-        return Batch(*(torch.cat(pictures) * 2 - 1 for pictures in zip(*samples, strict=True)))
+        index = rng.choice(made, count)
+        if len(done):
+            index = np.where(rng.random(count) < self.untaught, index, rng.choice(done, count))
+        shift = rng.integers(SCALE, size=(count, 2)) * (rng.random((count, 1)) < self.shifted)
+        places = (SIDE - self.side) // SCALE + 1 - (shift > 0)
+        corner = SCALE * (rng.random((count, 2)) * places).astype(int) + shift
+        index, corner = self._to_device(index), self._to_device(corner)
+        large = enlarge(_image(self.lq[index]), (SIDE, SIDE)).permute(0, 2, 3, 1)
+        photograph = _image(self._crops(self.hq, index, corner))
+        teacher = _image(self._crops(self.teacher, index, corner))
+        taught = self._to_device(self.arrays["done"])[index].bool()[:, None, None, None]
+        lq = self._crops(large, torch.arange(count, device=self.device), corner).permute(0, 3, 1, 2)
+        return lq, photograph, torch.where(taught, teacher, photograph)
 
-    def _sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        small, whole = self.side // SCALE, self.arrays["lq"].shape[1]
-        shift = rng.integers(SCALE, size=2) if rng.random() < self.shifted else np.zeros(2, int)
-        y, x = rng.integers(0, whole - small - (shift > 0) + 1)
-        mirrored = rng.random() < 0.5
-        y0, x0 = max(0, y - MARGIN), max(0, x - MARGIN)
-        y1, x1 = (min(whole, start + small + 1 + MARGIN) for start in (y, x))
-        part = _image(self.arrays["lq"][index, y0:y1, x0:x1])
-        large = enlarge(part, (SCALE * part.shape[2], SCALE * part.shape[3]))
-        top, left = SCALE * (y - y0) + shift[0], SCALE * (x - x0) + shift[1]
-        lq = large[:, :, top : top + self.side, left : left + self.side]
-        top, left = SCALE * y + shift[0], SCALE * x + shift[1]
-        place = (index, slice(top, top + self.side), slice(left, left + self.side))
-        taught = bool(self.arrays["done"][index])
-        photograph = _image(self.arrays["hq"][place])
-        teacher = _image(self.arrays["teacher"][place]) if taught else photograph
-        if mirrored:
-            lq, photograph, teacher = lq.flip(3), photograph.flip(3), teacher.flip(3)
-        return lq, photograph, teacher
-
-    def _rescaled(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """A photograph that was shrunk by less than 4, which needs less or nothing."""
-        whole = self.arrays["hq"].shape[1]
-        y, x = rng.integers(0, whole - self.side + 1, size=2)
-        photograph = _image(self.arrays["hq"][index, y : y + self.side, x : x + self.side])
-        small = round(self.side / float(rng.choice(OTHER_SCALES)))
+    def _rescaled(self, count: int, scale: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Photographs that were shrunk by less than 4, which need less or nothing."""
+        index = self._to_device(rng.choice(np.flatnonzero(self.arrays["made"]), count))
+        corner = self._to_device(rng.integers(0, SIDE - self.side + 1, size=(count, 2)))
+        photograph = _image(self._crops(self.hq, index, corner))
+        small = round(self.side / scale)
         lq = enlarge(resize_bicubic(photograph, (small, small)).clamp(0, 1), (self.side, self.side))
         return lq, photograph, photograph
+
+    def _crops(self, pictures: Tensor, index: Tensor, corner: Tensor) -> Tensor:
+        """Returns (B, S, S, 3) of pictures (N, H, W, 3). index: (B,); corner: (B, 2), top and left."""
+        along = torch.arange(self.side, device=self.device)
+        rows, columns = corner[:, :1] + along, corner[:, 1:] + along
+        return pictures[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(values)).to(self.device)
+
+
+def _image(pixels: Tensor) -> Tensor:
+    return pixels.permute(0, 3, 1, 2).float() / BYTE_MAX

@@ -8,6 +8,7 @@ teachers take seconds a picture; a stopped run goes on where it was, and a train
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def make_sample(crop: np.ndarray, kind: Kind, rng: np.random.Generator) -> tuple
     return hq, degrade(hq.astype(np.float32) / BYTE_MAX, rng, config)
 
 
-def open_arrays(folder: Path, count: int = 0) -> dict[str, np.ndarray]:
+def open_arrays(folder: Path, count: int = 0, writable: bool = False) -> dict[str, np.ndarray]:
     """Returns the arrays of a folder, mapped into memory; with `count`, made anew where they are not there."""
     shapes = {"hq": (SIDE, SIDE, 3), "lq": (SIDE // SCALE, SIDE // SCALE, 3), "teacher": (SIDE, SIDE, 3)}
     arrays = {}
@@ -57,13 +58,13 @@ def open_arrays(folder: Path, count: int = 0) -> dict[str, np.ndarray]:
         path = folder / f"{name}.npy"
         if count and not path.is_file():
             open_memmap(path, "w+", np.uint8, (count, *shapes.get(name, ()))).flush()
-        arrays[name] = np.load(path, mmap_mode="r+" if count else "r")
+        arrays[name] = np.load(path, mmap_mode="r+" if writable else "r")
     return arrays
 
 
-def write_samples(arrays: dict[str, np.ndarray], crops: np.ndarray) -> None:
-    """Writes the photographs and their degraded versions, as far as they are not there."""
-    for index in range(len(arrays["made"])):
+def write_samples(arrays: dict[str, np.ndarray], crops: np.ndarray, indices: Iterable[int]) -> None:
+    """Writes the photographs `indices` and their degraded versions, as far as they are not there."""
+    for index in indices:
         if arrays["made"][index]:
             continue
         rng = np.random.default_rng((SEED, index))
