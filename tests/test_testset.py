@@ -20,8 +20,8 @@ from scripts import fetch_photos
 # Standard deviation of each low-quality image of `realesrgan`. They tell another degradation or seed from another
 # rounding of single pixels, which versions and processors may have.
 REALESRGAN_DEVIATIONS = (
-    *(36.19, 51.68, 49.38, 39.68, 46.14, 52.56, 40.42, 54.78, 42.14, 45.86, 44.47, 53.96),
-    *(45.35, 47.63, 63.39, 40.44, 47.75, 41.33, 50.06, 83.98, 43.63, 51.35, 57.99, 39.38),
+    *(36.19, 51.68, 47.44, 39.34, 46.14, 52.56, 35.75, 54.64, 42.14, 45.86, 41.90, 53.96),
+    *(45.35, 47.63, 64.18, 40.91, 49.35, 40.87, 47.84, 83.98, 43.63, 51.35, 54.72, 39.38),
 )
 
 
