@@ -13,6 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 METHOD_PACKAGES = {"torch", "numpy", "PIL", "safetensors"}
+REQUIREMENTS = {"scipy"}  # in ComfyUI's requirements.txt, the oldest supported version's too
 COMFYUI_MODULES = {
     *("comfy", "comfy_api", "comfy_extras", "comfy_execution", "comfy_config", "comfy_kitchen"),
     *("folder_paths", "nodes", "execution", "server", "node_helpers", "latent_preview"),
@@ -89,7 +90,7 @@ def test_nodes_import_only_what_comfyui_brings() -> None:
                 f"{found.where}: nodes/ may import relatively from nodes/ and tadsr/ only, not {found.package!r}"
             )
             continue
-        allowed = is_standard(found.package) or found.package in METHOD_PACKAGES | COMFYUI_MODULES
+        allowed = is_standard(found.package) or found.package in METHOD_PACKAGES | REQUIREMENTS | COMFYUI_MODULES
         assert allowed and found.package not in OWN_PACKAGES - {"nodes"}, (
             f"{found.where}: nodes/ imports {found.package}; a pack is loaded by path, so its own modules are "
             "imported relatively, and nothing is used that ComfyUI does not bring"
