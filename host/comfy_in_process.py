@@ -20,6 +20,7 @@ from .server import PACK, PACK_NAME, link_pack
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models")
 MODULES = {  # of nodes/: the one place where tests and benchmarks name them
     "base": "models.base",
+    "batch": "running.batch",
     "compat": "compat",
     "folders": "models.folders",
     "student": "models.student",

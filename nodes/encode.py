@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from .inputs import (
     timestep_input,
 )
 from .models.encoder import TimeAwareEncoderModel
+from .running.batch import Collected
 from .running.pictures import check_image, enlarge_picture, result_size, to_image
 from .running.plan import plan_upscale
 from .running.progress import Progress
@@ -87,13 +87,13 @@ class TADSREncode(io.ComfyNode):
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
         plan = plan_upscale([encoder_stage(encoder)], size, tile, overlap)
         run = Run(plan, Progress(plan, len(image)))
-        latents, pictures = [], []
+        latents, pictures = Collected(len(image)), Collected(len(image))
         for index, picture in enumerate(image):
             enlarged = enlarge_picture(picture, size)
-            latents.append(run.encode(enlarged, timestep, draw_seed(encoding, seed, index)).full)
-            pictures.append(to_image(enlarged))
-        latent = {"samples": torch.cat(latents), TIMESTEPS_KEY: (timestep,) * len(latents)}
-        return io.NodeOutput(latent, torch.cat(pictures))
+            latents.add(run.encode(enlarged, timestep, draw_seed(encoding, seed, index)).full)
+            pictures.add(to_image(enlarged))
+        latent = {"samples": latents.whole, TIMESTEPS_KEY: (timestep,) * len(image)}
+        return io.NodeOutput(latent, pictures.whole)
 
 
 def draw_seed(encoding: str, seed: int, index: int) -> int | None:

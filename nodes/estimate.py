@@ -23,6 +23,7 @@ from .inputs import (
 )
 from .models.encoder import TimeAwareEncoderModel
 from .models.student import default_conditioning
+from .running.batch import BatchMemory
 from .running.forecast import Forecast
 from .running.memory import MEGABYTE
 from .running.pictures import check_image, result_size
@@ -97,8 +98,9 @@ class TADSREstimate(io.ComfyNode):
         megapixels: float = 0.0,
     ) -> io.NodeOutput:
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
-        plan = plan_upscale(upscale_stages(model, encoder, vae, PLAIN_PROMPT), size, tile, overlap)
-        forecast = Forecast(plan, len(image))
+        batch = BatchMemory(size, len(image), image.shape[-1])
+        stages = upscale_stages(model, encoder, vae, PLAIN_PROMPT)
+        forecast = Forecast(plan_upscale(stages, size, tile, overlap, pictures=batch.bytes), batch)
         report = forecast.report()
         # The page shows a node's `ui.text` only on core's Preview as Text, but this on any node.
         PromptServer.instance.send_progress_text(report, cls.hidden.unique_id)

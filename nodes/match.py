@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import comfy.model_management as mm
 import comfy.utils
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from .checks import checked
 from .inputs import CATEGORY, color_match_input, color_strength_input
+from .running.batch import Collected
 from .running.color import ColorMatch, finish
 from .running.pictures import check_image, to_image, to_planes
 
@@ -47,10 +47,10 @@ class TADSRFinish(io.ComfyNode):
                 "reference for all, or one for each"
             )
         progress = comfy.utils.ProgressBar(len(image))
-        results = []
+        results = Collected(len(image))
         for index, picture in enumerate(image):
             mm.throw_exception_if_processing_interrupted()
             enlarged = to_planes(reference[index % len(reference)])
-            results.append(to_image(finish(to_planes(picture), enlarged, match)))
+            results.add(to_image(finish(to_planes(picture), enlarged, match)))
             progress.update(1)
-        return io.NodeOutput(torch.cat(results))
+        return io.NodeOutput(results.whole)

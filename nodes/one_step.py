@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
+import comfy.utils
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, OWN_TIMESTEP
 from .checks import checked
@@ -14,6 +16,7 @@ from .compat import intermediate_dtype
 from .encode import TIMESTEPS_KEY
 from .inputs import CATEGORY, any_timestep_input, tile_inputs
 from .models.student import Conditioning, choose_conditioning, student_of
+from .running.batch import collected
 from .running.pictures import StageData
 from .running.plan import plan_latent
 from .running.progress import Progress
@@ -70,20 +73,35 @@ class TADSROneStep(io.ComfyNode):
         overlap: int = 0,
         any_timestep: bool = False,
     ) -> io.NodeOutput:
-        samples = latent["samples"]
+        samples, mask = latent["samples"], noise_mask_of(latent)
         student = student_of(model)
         timesteps = tuple(
             student.timestep(one, any_timestep=any_timestep) for one in choose_timesteps(latent, timestep)
         )
-        stage = prediction_stage(model, choose_conditioning(model, conditioning))
+        stage = prediction_stage(model, choose_conditioning(model, conditioning), is_masked=mask is not None)
         plan = plan_latent(stage, *samples.shape[-2:], tile=tile, overlap=overlap)
         run = Run(plan, Progress(plan, len(samples)))
-        results = [
-            run.predict(StageData(sample.unsqueeze(0), timestep=sample_timestep)).full
-            for sample, sample_timestep in zip(samples, timesteps, strict=True)
-        ]
-        result = torch.cat(results).to(device=mm.intermediate_device(), dtype=intermediate_dtype())
-        return io.NodeOutput({**latent, "samples": result, TIMESTEPS_KEY: timesteps})
+        source = samples if mask is None else torch.cat([samples, mask.to(samples)], dim=1)
+        results = (
+            run.predict(StageData(sample, timestep=sample_timestep)).full.to(
+                device=mm.intermediate_device(), dtype=intermediate_dtype()
+            )
+            for sample, sample_timestep in zip(source.split(1), timesteps, strict=True)
+        )
+        return io.NodeOutput({**latent, "samples": collected(results, len(samples)), TIMESTEPS_KEY: timesteps})
+
+
+def noise_mask_of(latent: dict[str, Any]) -> Tensor | None:
+    """Returns the mask of Set Latent Noise Mask at the latent's size, (B, 1, h, w), or None. Raises ValueError."""
+    mask, samples = latent.get("noise_mask"), latent["samples"]
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim < 2 or 0 in mask.shape or not mask.float().isfinite().all():
+        seen = (
+            f"the shape {tuple(mask.shape)}, or NaN" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
+        )
+        raise ValueError(f"this LATENT's noise_mask has {seen}; accepted are masks (batch, 1, height, width) in 0..1")
+    return comfy.utils.reshape_mask(mask.float(), torch.Size((len(samples), 1, *samples.shape[-2:]))).to(samples.device)
 
 
 def choose_timesteps(latent: dict[str, Any], timestep: int | None) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from .inputs import (
 )
 from .models.encoder import TimeAwareEncoderModel
 from .models.student import Conditioning, choose_conditioning, student_of
+from .running.batch import BatchMemory, collected
 from .running.color import DEFAULT_COLOR_MATCH, ColorMatch
 from .running.kept import keeping, recall, run_key
 from .running.pictures import check_image, enlarge_picture, result_size
@@ -116,7 +116,9 @@ class TADSRUpscale(io.ComfyNode):
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
         wanted = preview_region(size, preview_size, (preview_x, preview_y), preview_mask)
         stages = upscale_stages(model, encoder, vae, choose_conditioning(model, conditioning))
-        plan = plan_upscale(stages, size, tile, overlap)
+        batch = BatchMemory(size, len(image), image.shape[-1], wanted)
+        batch.check()
+        plan = plan_upscale(stages, size, tile, overlap, pictures=batch.bytes)
         run = Run(plan, Progress(plan, len(image)), wanted)
         key = run_key(
             (encoder, vae, image, conditioning),
@@ -132,5 +134,5 @@ class TADSRUpscale(io.ComfyNode):
             ]
             latents = [run.predict(latent) for latent in latents]
             decoded = keeping(model, key, map(run.decode, latents, image))
-        results = [run.finish(one, picture, match) for one, picture in zip(decoded, image, strict=True)]
-        return io.NodeOutput(results[0] if len(results) == 1 else torch.cat(results))
+        results = (run.finish(one, picture, match) for one, picture in zip(decoded, image, strict=True))
+        return io.NodeOutput(collected(results, len(image)))

@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 METHOD_PACKAGES = {"torch", "numpy", "PIL", "safetensors"}
-REQUIREMENTS = {"scipy"}  # in ComfyUI's requirements.txt, the oldest supported version's too
+REQUIREMENTS = {"psutil", "scipy"}  # in ComfyUI's requirements.txt, the oldest supported version's too
 COMFYUI_MODULES = {
     *("comfy", "comfy_api", "comfy_extras", "comfy_execution", "comfy_config", "comfy_kitchen"),
     *("folder_paths", "nodes", "execution", "server", "node_helpers", "latent_preview"),

@@ -181,6 +181,28 @@ def test_warns_where_memory_is_too_short_even_for_the_smallest_tiles(
         assert f"To {stage} needs about" in line and "0 MB free" in line and "start ComfyUI with --cpu" in line
 
 
+def test_a_batch_that_main_memory_cannot_hold_is_told_and_refused_before_it_runs(
+    mini: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as mm
+    import psutil
+
+    one = picture(8, 8)
+    batch = one.expand(3000, -1, -1, -1)  # of a picture that is there once
+    memory = mini.comfy.module("batch").BatchMemory((16384, 16384), len(batch), 3)
+    assert memory.result_bytes == 3000 * 16384**2 * 3 * 4 < memory.bytes
+    assert memory.bytes > psutil.virtual_memory().total + psutil.swap_memory().total, "a test for a smaller machine"
+    runs: list[int] = []
+    hook = mini.encoder.model.register_forward_hook(lambda *_: runs.append(1))
+    with pytest.raises(MemoryError, match="3000 pictures of 16384x16384 pixels, takes 969.* MB of main memory"):
+        mini.upscale_kept(batch, width=16384)
+    hook.remove()
+    assert not runs
+    assert "Main memory: " in estimate(mini, one)[0].report and "Warning" not in estimate(mini, one)[0].report
+    monkeypatch.setattr(mm, "get_free_memory", lambda *_: 1000)
+    assert "Warning: the result, 3 pictures of 32x32 pixels" in estimate(mini, one.expand(3, -1, -1, -1))[0].report
+
+
 def test_warns_of_a_tile_that_is_too_large(mini: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.model_management as mm
 

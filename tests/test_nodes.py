@@ -12,6 +12,7 @@ from nearly import assert_nearly, differ, on_one_thread
 from random_weights import random_student, self_contained
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from host.comfy_in_process import InProcessComfy
 from host.node_pack import NO_BASE, Pack, load_pack, models_folder, node, picture
@@ -208,11 +209,14 @@ def test_an_interrupt_ends_the_run_at_the_next_picture(mini: Pack) -> None:
     assert len(seen) == 1, f"the run went on for {len(seen) - 1} more pictures"
 
 
-@pytest.mark.parametrize("timestep", [1, 500, 999])
-def test_core_samplers_agree(mini: Pack, timestep: int) -> None:
+@pytest.mark.parametrize(
+    ("timestep", "mask", "differential"), [(1, 0, 0), (500, 0, 0), (999, 0, 0), (500, 1, 0), (500, 1, 1)]
+)
+def test_core_samplers_agree(mini: Pack, timestep: int, mask: bool, differential: bool) -> None:
     """SamplerCustomAdvanced, one Euler step from sigma(t), with noise that TADSR ignores, through the executor."""
     sigma = (1 / alpha_bar(timestep).item() - 1) ** 0.5
-    mini.comfy.load_core_nodes("nodes_custom_sampler.py")
+    for file in ("nodes_custom_sampler.py", "nodes_differential_diffusion.py"):
+        mini.comfy.load_core_nodes(file)
     save_picture(picture(20, 28), mini.comfy.base / "input" / "core.png")
     prompt = {
         "1": node("TADSRModelLoader", weights=MINI, base=NO_BASE),
@@ -234,10 +238,43 @@ def test_core_samplers_agree(mini: Pack, timestep: int) -> None:
         "10": node("SaveLatent", samples=["4", 0], filename_prefix="ours"),
         "11": node("SaveLatent", samples=["9", 0], filename_prefix="core"),
     }
+    if mask:
+        prompt["12"] = node("LoadImageMask", image="core.png", channel="red")
+        prompt["13"] = node("SetLatentNoiseMask", samples=["3", 0], mask=["12", 0])
+        prompt["4"]["inputs"]["latent"] = prompt["9"]["inputs"]["latent_image"] = ["13", 0]
+    if differential:
+        prompt["14"] = node("DifferentialDiffusion", model=["1", 0], strength=0.5)
+        prompt["4"]["inputs"]["model"] = prompt["5"]["inputs"]["model"] = ["14", 0]
     outputs = mini.comfy.run(prompt)
     ours, core = (saved_latent(mini.comfy.base, outputs[key]) for key in ("10", "11"))
     scale = max(1.0, float(ours.abs().max()) * LATENT_SCALE)
     assert ((ours - core) * LATENT_SCALE).abs().max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("tiles", [{}, {"tile": 96, "overlap": 32}], ids=["whole", "tiled"])
+def test_a_noise_mask_keeps_what_is_outside_of_it(mini: Pack, tiles: dict[str, int]) -> None:
+    latent, _ = mini.encode(picture(40, 56, batch=2))
+    mask = torch.zeros(2, 160, 224)  # of the result, as a mask of the picture is
+    mask[0, :, :112], mask[1, 80:] = 1.0, 1.0
+    plain = mini.one_step(latent, **tiles)["samples"]
+    result = mini.one_step({**latent, "noise_mask": mask}, **tiles)
+    small = F.interpolate(mask[:, None], plain.shape[-2:], mode="bilinear")
+    expected = small * plain + (1 - small) * latent["samples"]
+    assert (result["samples"] - expected).abs().max() < 1e-5 * plain.abs().max()
+    assert result["noise_mask"] is mask, "as core's samplers leave it"
+    one = mini.one_step({**latent, "noise_mask": mask[:1]}, **tiles)["samples"]
+    assert_nearly(one[1], (small[0] * plain[1] + (1 - small[0]) * latent["samples"][1]), "one mask is for all")
+
+
+def test_a_noise_mask_that_is_none_is_refused(mini: Pack) -> None:
+    latent, _ = mini.encode(picture(8, 8))
+    for mask, word in (
+        (torch.full((1, 8, 8), float("nan")), "NaN"),
+        ("mask", "type str"),
+        (torch.zeros(0, 8, 8), "0, 8"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            mini.one_step({**latent, "noise_mask": mask})
 
 
 def save_picture(image: Tensor, path: Path) -> None:

@@ -172,10 +172,17 @@ def _growth(sigma: Tensor, like: Tensor) -> Tensor:
     return (comfy.model_sampling.reshape_sigma(sigma, like.ndim) ** 2 + 1.0) ** 0.5
 
 
-def one_step(model: ModelPatcher, latent: Tensor, timestep: int, conditioning: Conditioning) -> Tensor:
+def one_step(
+    model: ModelPatcher,
+    latent: Tensor,
+    timestep: int,
+    conditioning: Conditioning,
+    noise_mask: Tensor | None = None,
+) -> Tensor:
     """Returns the clean latent: one Euler step from sigma(timestep) to 0, without noise or guidance.
 
-    latent: (B, C, h, w), as other nodes have it (not multiplied by 0.18215).
+    latent: (B, C, h, w), as other nodes have it (not multiplied by 0.18215). noise_mask: (B, 1, h, w) in [0, 1]; where
+    it is 0, core keeps the latent as it was.
     """
     sampling = model.get_model_object("model_sampling")
     sigmas = torch.stack([sampling.sigmas[check_timestep(timestep)].cpu(), torch.tensor(0.0)])
@@ -188,6 +195,7 @@ def one_step(model: ModelPatcher, latent: Tensor, timestep: int, conditioning: C
         conditioning,
         conditioning,
         latent,
+        noise_mask=noise_mask,
         disable_pbar=True,
         seed=0,
     )

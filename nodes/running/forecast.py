@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...tadsr.tiling import SMALLEST_TILE
+from .batch import BatchMemory
 from .memory import MEGABYTE, MORE_MEMORY, free_if_all_unloaded
 from .plan import Plan, StagePlan
 from .progress import seconds_for
@@ -22,7 +23,12 @@ class Forecast:
     """What upscaling a batch of pictures by one plan will take."""
 
     plan: Plan
-    pictures: int
+    batch: BatchMemory
+
+    @property
+    def pictures(self) -> int:
+        """Pictures in the batch."""
+        return self.batch.pictures
 
     @property
     def tiles(self) -> int:
@@ -52,8 +58,9 @@ class Forecast:
         return planned_to_fit or self.activations(planned) <= _free(planned)
 
     def warnings(self) -> list[str]:
-        """Returns a line for each stage that does not fit: what it needs, what is free, what to do."""
-        return [_warning(planned, self.activations(planned)) for planned in self.plan.stages if not self.fits(planned)]
+        """Returns a line for each stage, and for the batch, that does not fit: what it needs, what is free."""
+        stages = [planned for planned in self.plan.stages if not self.fits(planned)]
+        return [*(_warning(planned, self.activations(planned)) for planned in stages), *self.batch.warnings()]
 
     def report(self) -> str:
         """Returns everything as lines of text, what matters most first: a node shows two until it is enlarged."""
@@ -69,6 +76,7 @@ class Forecast:
                 *self.warnings(),
                 f"Time: {UNKNOWN_TIME if seconds is None else _duration(seconds)}",
                 f"Peak memory: {self.peak_bytes / MEGABYTE:.0f} MB on {device}, weights included",
+                self.batch.line(),
                 *(self._line(planned) for planned in self.plan.stages),
             ]
         )

@@ -20,15 +20,18 @@ SHARE_OF_ACTIVATIONS = 0.5  # ComfyUI gives weights 0.4 at least, on some cards 
 COMFORTABLE_SIDE = 768  # pixels of a square tile: overlaps then cost little, and nothing is moved out for a larger one
 
 
-def pixels_that_fit(stage: Stage) -> int:
+def pixels_that_fit(stage: Stage, pictures: int = 0) -> int:
     """Returns how many latent pixels the stage can hold at a time, 0 or less where there is no memory.
+
+    pictures: bytes that the run's pictures will take where nodes keep them, which may be the network's device.
 
     Other models stay loaded as long as a comfortable tile fits beside them, and the network itself as long as one fits
     beside it alone.
     """
     comfortable = (COMFORTABLE_SIDE // stage.downscale) ** 2
+    taken = pictures if stage.patcher.load_device == mm.intermediate_device() else 0
     beside_others, beside_weights, most = (
-        int(free(stage.patcher) / stage.bytes_per_pixel)
+        int((free(stage.patcher) - taken) / stage.bytes_per_pixel)
         for free in (free_for_activations, _free_without_others, free_if_all_unloaded)
     )
     if beside_others >= comfortable:

@@ -105,13 +105,16 @@ def _around(regions: Sequence[Region]) -> Region:
     return Region(top, left, max(one.bottom for one in regions) - top, max(one.right for one in regions) - left)
 
 
-def plan_upscale(stages: Sequence[Stage], size: tuple[int, int], tile: int = 0, overlap: int = 0) -> Plan:
+def plan_upscale(
+    stages: Sequence[Stage], size: tuple[int, int], tile: int = 0, overlap: int = 0, *, pictures: int = 0
+) -> Plan:
     """Returns how a result of `size` (height, width) pixels is made with the memory that is free now.
 
-    stages: those that a picture goes through. tile, overlap: see `plan_stage`, which also says what is raised.
+    stages: those that a picture goes through. tile, overlap, pictures, and what is raised: see `plan_stage`.
     """
     padded = padded_size(*size, stages[0].downscale)
-    return Plan(size, tuple(plan_stage(stage, *padded, tile=tile, overlap=overlap) for stage in stages))
+    options = {"tile": tile, "overlap": overlap, "pictures": pictures}
+    return Plan(size, tuple(plan_stage(stage, *padded, **options) for stage in stages))
 
 
 def padded_size(height: int, width: int, downscale: int) -> tuple[int, int]:
@@ -126,15 +129,18 @@ def plan_latent(stage: Stage, height: int, width: int, tile: int = 0, overlap: i
     return Plan(size, (plan_stage(stage, height, width, tile=tile, overlap=overlap),))
 
 
-def plan_stage(stage: Stage, height: int, width: int, *, tile: int = 0, overlap: int = 0) -> StagePlan:
+def plan_stage(
+    stage: Stage, height: int, width: int, *, tile: int = 0, overlap: int = 0, pictures: int = 0
+) -> StagePlan:
     """Returns how a stage runs over a latent of height x width pixels, with the memory that is free now.
 
     tile: pixels of the result, rounded up to a multiple of 8; 0 is the whole picture where it fits and is not above
     the stage's largest side, else the largest tile that does. overlap: pixels of the result; 0 is the stage's own; at
-    most half of a tile chosen automatically. Raises ValueError where a tile given is not twice the overlap.
+    most half of a tile chosen automatically. pictures: bytes that the run's pictures take beside. Raises ValueError
+    where a tile given is not twice the overlap.
     """
     check_tiles(tile, overlap)
-    area = max(SMALLEST_TILE**2, min(pixels_that_fit(stage), (stage.largest_side // stage.downscale) ** 2))
+    area = max(SMALLEST_TILE**2, min(pixels_that_fit(stage, pictures), (stage.largest_side // stage.downscale) ** 2))
     if not stage.is_tileable:
         side = max(height, width)
     elif tile:

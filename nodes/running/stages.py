@@ -100,9 +100,16 @@ def encoder_stage(encoder: TimeAwareEncoderModel) -> Stage:
     )
 
 
-def prediction_stage(model: ModelPatcher, conditioning: Conditioning) -> Stage:
-    """Returns the student: latent -> clean latent. It runs in tiles only for a conditioning of one plain prompt."""
-    call = partial(one_step, model, conditioning=conditioning)
+def prediction_stage(model: ModelPatcher, conditioning: Conditioning, *, is_masked: bool = False) -> Stage:
+    """Returns the student: latent -> clean latent. It runs in tiles only for a conditioning of one plain prompt.
+
+    is_masked: the latent's last channel is its noise mask, so that tiles are cut from both.
+    """
+
+    def call(latent: Tensor, timestep: int) -> Tensor:
+        if not is_masked:
+            return one_step(model, latent, timestep, conditioning)
+        return one_step(model, latent[:, :-1], timestep, conditioning, latent[:, -1:])
 
     def in_float32(latent: Tensor, timestep: int) -> Tensor:
         base = model.model
