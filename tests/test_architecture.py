@@ -81,10 +81,10 @@ HUGE = ("16", "3000", "9" * 5000)  # Python turns no text of more than 4,300 dig
 def test_a_number_that_no_network_has_builds_nothing(
     read: Callable[[dict[str, tuple[int, ...]]], object], names: str, number: str
 ) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(WeightsError, match=re.escape(f"is number {number[:20]} in its row") + ".* up to 16 are"):
         read({names.format(number, number): (1, 1, 1, 1)})
-    assert time.monotonic() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_a_unet_of_too_many_blocks_is_refused() -> None:

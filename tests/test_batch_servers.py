@@ -71,7 +71,7 @@ def test_a_bad_server_s_pictures_are_done_by_a_good_one(
     pictures(tmp_path / "in", 6)
     with FaultyProxy(comfy_server.url, fault=fault) as bad, FaultyProxy(comfy_server.url, delay=0.3) as good:
         watcher = Kept()
-        options = invert(servers=[bad.url, good.url], timeout=1.0, in_flight=1)
+        options = invert(servers=[bad.url, good.url], timeout=3.0, in_flight=1)
         report = upscale_folder([tmp_path / "in"], tmp_path / "out", options, watcher)
     assert (report.done, report.failures) == (6, [])
     assert any(bad.url in line for line in watcher.lines), watcher.lines

@@ -138,7 +138,7 @@ def test_the_command_restores_with_the_prompts_and_says_which(
     for sample in samples(pictures):
         saved = read_picture(tmp_path / "out" / "pictures" / f"base t={TIMESTEP}" / f"{sample.name}.png")
         with_tags = restorer(sample.lq, TIMESTEP, context=prompts.context(sample.name))
-        assert torch.equal((with_tags * 255).round(), (saved * 255).round())
+        assert (with_tags - saved).abs().max() < 0.51 / 255, "more than rounding to 8 bits"
         assert (restorer(sample.lq, TIMESTEP) - with_tags).abs().max() > 1 / 255, "prompts must matter here"
     assert main([*arguments, "--dape", str(base)]) == 1
     assert "base.safetensors is not a converted tagger but a TADSR weights file" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from tadsr.geometry import pad_to_multiple
 from tadsr.keys import ldm_unet_to_diffusers
 from tadsr.schedule import LATENT_SCALE, x0_from_residual
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, encoder_state_dict, save, unet_state_dict
+from training.mini.networks import VAE_CHANNELS
 
 MINI, ADAPTERS, CHECKPOINT = "loader-mini.safetensors", "loader-adapters.safetensors", "loader-sd.safetensors"
 
@@ -144,6 +145,28 @@ def test_weights_are_found_in_extra_model_paths(
     comfy_inprocess.module("folders").register_weights_folder()
     options = comfy_inprocess.node("TADSRModelLoader").GET_SCHEMA().inputs[0].options
     assert "extra.safetensors" in options and "notes.txt" not in options
+
+
+@pytest.mark.parametrize("is_amd", [False, True])  # there ComfyUI counts 2.73 times as much
+def test_the_vae_s_memory_is_comfyui_s_for_its_width_and_downscale(
+    comfy_inprocess: InProcessComfy, models: Path, monkeypatch: pytest.MonkeyPatch, is_amd: bool
+) -> None:
+    import comfy.model_management as mm
+    import comfy.sd
+
+    def needed(vae: comfy.sd.VAE, downscale: int) -> list[float]:
+        latent = (1, 4, 64 // downscale, 48 // downscale)
+        return [vae.memory_used_encode((1, 3, 64, 48), torch.float16), vae.memory_used_decode(latent, torch.float16)]
+
+    monkeypatch.setattr(mm, "is_amd", lambda: is_amd)
+    save(models / "tadsr" / MINI, self_contained())
+    sizes = {"double_z": True, "z_channels": 4, "resolution": 8, "in_channels": 3, "out_ch": 3, "ch": 32}
+    sizes |= {"ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []}
+    config = {"params": {"ddconfig": sizes, "embed_dim": 4}}
+    of_sd = needed(comfy.sd.VAE(sd={}, config=config), 8)  # ComfyUI's formulas know no width: they are for SD's
+    assert of_sd[0] == pytest.approx(1767 * 64 * 48 * 2 * (2.73 if is_amd else 1))
+    share = VAE_CHANNELS[0] / 128
+    assert needed(load_pack(comfy_inprocess, MINI).vae, 4) == pytest.approx([share * bytes for bytes in of_sd])
 
 
 def test_a_processor_uses_torchs_attention_unless_another_was_chosen(

@@ -64,7 +64,7 @@ def test_a_small_file_takes_little_and_is_refused_in_a_sentence(kind: str, tmp_p
     make, message = SMALL_FILES[kind]
     path = tmp_path / "small.pkl"
     make(path)
-    started = time.monotonic()
+    started = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(WeightsError, match=message) as caught:
@@ -74,7 +74,7 @@ def test_a_small_file_takes_little_and_is_refused_in_a_sentence(kind: str, tmp_p
         tracemalloc.stop()
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert peak <= 1.5 * path.stat().st_size + SPARE_BYTES
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def saved(path: Path) -> dict[str, torch.Tensor]:

@@ -37,9 +37,12 @@ def test_one_waits_for_the_other_and_says_so(tmp_path: Path, capsys: pytest.Capt
     waiting = threading.Thread(target=second)
     with host.cache.exclusive(path):
         waiting.start()
-        waiting.join(timeout=0.5)
-        assert waiting.is_alive(), "it did not wait"
+        said = ""
+        while "\n" not in said:
+            waiting.join(timeout=0.1)
+            assert waiting.is_alive(), "it did not wait"
+            said += capsys.readouterr().out
         order.append("first")
     waiting.join(timeout=60)
     assert order == ["first", "second"] and host.cache.held_by_nobody(path)
-    assert f"Another process is preparing {path}" in capsys.readouterr().out
+    assert f"Another process is preparing {path}" in said

@@ -20,7 +20,7 @@ from training.run.checkpoint import Checkpoints
 from training.run.loop import CHECKPOINTS_FOLDER, Trainer
 
 STEPS, KILLS, KEEP = 60, 22, 2
-LONGEST_LIFE = 60  # seconds without a checkpoint
+LONGEST_LIFE = 300  # seconds without a checkpoint
 LONGEST_WAIT = 0.3  # seconds between a checkpoint and the kill: about a step and its checkpoint
 
 

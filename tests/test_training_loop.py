@@ -174,9 +174,9 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint(inputs: dict[str, Path], tmp_path
             os._exit(0)
         finally:  # never back into pytest
             os._exit(1)
-    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 60
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 300
     while not log.is_file() or not log.read_text():  # the first step is done
-        assert time.monotonic() < deadline, "no step was done in a minute"
+        assert time.monotonic() < deadline, "no step was done in five minutes"
         time.sleep(0.01)
     os.killpg(process, number)
     assert os.waitpid(process, 0)[1] == 0, "it did not end well"

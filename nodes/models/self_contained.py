@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 SD_CHANNELS = 320  # first width of the SD 2.1 UNet: ComfyUI's memory factors are for this
 SD_VAE_CHANNELS = 128  # first width of the SD VAE: ComfyUI's memory formulas are for this
 SD_DOWNSCALE = 8  # of the SD VAE
-# ComfyUI's formulas for the SD VAE, bytes of the dtype per pixel (comfy/sd.py, class VAE)
-ENCODE_VALUES_PER_PIXEL, DECODE_VALUES_PER_PIXEL = 1767, 2178
 UNET_NORM = re.compile(r".*(in_layers|out_layers)\.0|out\.0")  # not those of transformers
 DECODER_NORM = re.compile(r".*norm[12]|norm_out")
 
@@ -201,14 +199,13 @@ def _absent_encoder_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _set_size(vae: comfy.sd.VAE, downscale: int, encoder: float, decoder: float) -> None:
-    """Tells the VAE its downscale, and how much memory its halves need for their numbers per pixel."""
+    """Tells the VAE its downscale, and scales ComfyUI's formulas by its halves' numbers per pixel.
+
+    The decoder's counts latent pixels, which for SD stand for SD_DOWNSCALE pixels along each side.
+    """
+    encode_share = encoder / SD_VAE_CHANNELS
+    decode_share = decoder / SD_VAE_CHANNELS * (downscale / SD_DOWNSCALE) ** 2
+    encode_memory, decode_memory = vae.memory_used_encode, vae.memory_used_decode
+    vae.memory_used_encode = lambda shape, dtype: encode_share * encode_memory(shape, dtype)
+    vae.memory_used_decode = lambda shape, dtype: decode_share * decode_memory(shape, dtype)
     vae.downscale_ratio = vae.upscale_ratio = downscale
-
-    def encode_memory(shape: torch.Size, dtype: torch.dtype) -> float:
-        return encoder / SD_VAE_CHANNELS * ENCODE_VALUES_PER_PIXEL * shape[2] * shape[3] * mm.dtype_size(dtype)
-
-    def decode_memory(shape: torch.Size, dtype: torch.dtype) -> float:
-        pixels = shape[2] * shape[3] * downscale**2
-        return decoder / SD_VAE_CHANNELS * DECODE_VALUES_PER_PIXEL * pixels * mm.dtype_size(dtype)
-
-    vae.memory_used_encode, vae.memory_used_decode = encode_memory, decode_memory
