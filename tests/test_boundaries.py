@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from scripts.layers import PAGE, drawn, imports, layers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 METHOD_PACKAGES = {"torch", "numpy", "PIL", "safetensors"}
@@ -112,36 +114,20 @@ def test_training_reaches_tadsr_absolutely_and_never_the_nodes() -> None:
         assert found.level or allowed, f"{found.where}: training/ imports {found.package}; allowed: tadsr, and itself"
 
 
-def folder_of(parts: Sequence[str]) -> str:
-    """Returns what CONTRIBUTING's list calls the folder of a module, by its dotted parts; empty for others."""
-    name = "/".join(parts[:1] if parts[0] == "tadsr" else parts[:2])
-    return name if (REPOSITORY / name).is_dir() and parts[0] in ("tadsr", "nodes", "training") else ""
-
-
-def folders_reached(file: Path) -> set[str]:
-    """Returns the folders of that list which a file imports from."""
-    here, reached = file.relative_to(REPOSITORY).parts, set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            reached |= {folder_of(alias.name.split(".")) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            start = [*(here[: len(here) - node.level] if node.level else ()), *(node.module or "").split(".")]
-            reached |= {folder_of([*filter(None, start), alias.name]) for alias in node.names}
-    return reached - {""}
-
-
-def test_contributing_s_list_of_folders_is_what_they_import() -> None:
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    lines = text.partition("## Architecture")[2].split("```")[1].strip().splitlines()
+def test_contributing_s_layers_are_the_imports_and_each_knows_only_those_above() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert drawn(text) == text, "run scripts/layers.py"
     above: list[str] = []
-    for line in lines:
-        name, _, rest = line.partition(":")
-        said = {word for word in rest.partition("   ")[0].split() if word != "nothing"}
-        found = set().union(*(folders_reached(file) for file in files_of(name.strip()))) - {name.strip()}
-        assert found == said, f"{name.strip()} imports {sorted(found)}; CONTRIBUTING.md says {sorted(said)}"
-        assert said <= set(above), f"{name.strip()} imports what stands below it: {sorted(said - set(above))}"
-        above.append(name.strip())
-    assert len(above) >= 11
+    for name, _ in layers(text):
+        assert imports(name) <= set(above), f"{name} imports what stands below it: {imports(name) - set(above)}"
+        above.append(name)
+    folders = {
+        f"{package}/{folder.name}"
+        for package in ("nodes", "training")
+        for folder in (REPOSITORY / package).iterdir()
+        if any(folder.glob("*.py"))
+    }
+    assert folders <= set(above), f"CONTRIBUTING.md lacks {folders - set(above)}"
 
 
 def test_the_root_names_comfyui_only_when_asked() -> None:
