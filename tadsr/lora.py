@@ -87,7 +87,7 @@ def merge(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 
     For a convolution both are flattened first: up (out, rank, 1, 1), down (rank, in, k, k).
     """
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = torch.float32 if weight.itemsize == 1 else torch.promote_types(weight.dtype, torch.float32)
     delta = up.flatten(1).to(dtype) @ down.flatten(1).to(dtype)
     return (weight.to(dtype) + scale * delta.reshape(weight.shape)).to(weight.dtype)
 

@@ -84,3 +84,37 @@ def test_comfyui_s_flags_decide_under_auto(
     pack = load(comfy_inprocess, "auto")
     assert (pack.encoder.dtype, pack.vae.vae_dtype) == (torch.bfloat16, torch.bfloat16)
     assert load(comfy_inprocess, "fp32").encoder.dtype == torch.float32, "a choice comes before the flags"
+
+
+# The difference to the same weights in fp32: float8 has 2 or 3 bits of mantissa, in the UNet alone.
+FLAGS = {
+    **dict.fromkeys(("force_fp32", "fp32_unet", "fp32_vae", "fp8_e8m0fnu_unet", "force_channels_last"), 1e-6),
+    **dict.fromkeys(("force_fp16", "fp16_unet", "fp16_vae", "fp16_intermediates"), 2e-2),
+    **dict.fromkeys(("bf16_unet", "bf16_vae"), 1e-1),
+    **{"fp64_unet": 1e-4, "fp8_e4m3fn_unet": 5e-2, "fp8_e5m2_unet": 5e-2},
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_of_comfyui_for_a_dtype_gives_a_picture(
+    comfy_inprocess: InProcessComfy,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flag: str,
+) -> None:
+    from comfy.cli_args import args
+
+    expected = load_pack(comfy_inprocess, WEIGHTS).upscale(picture(16, 24), color_match="none")
+    assert getattr(args, flag) is False, "ComfyUI has no such flag"
+    monkeypatch.setattr(args, flag, True)
+    monkeypatch.setattr(args, "fp16_unet", flag in ("fp16_unet", "force_fp16"))  # as its command line does
+    pack = load(comfy_inprocess, "auto")
+    result = pack.upscale(picture(16, 24), color_match="none").float()
+    error = float((result - expected).square().mean().sqrt() / expected.std())
+    assert error <= FLAGS[flag]
+    stored = {tensor.dtype for tensor in pack.model.model.diffusion_model.parameters()}
+    if flag.startswith("fp8") and "e8m0" not in flag:
+        assert stored == {getattr(torch, "float8_" + flag.split("_")[1])}, "the flag's memory is not saved"
+        assert error > 0
+    assert ("loaded as without that flag" in caplog.text) == (flag == "fp8_e8m0fnu_unet")

@@ -23,6 +23,7 @@ from ...tadsr.foreign import describe_model
 from ...tadsr.methods import license_notice
 from ...tadsr.pickles import CHECKPOINT_NAMES, check_pickle, is_pickle
 from ...tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, TadsrWeights, is_finite
+from .precision import usable_flags
 from .self_contained import build_unet, build_vae
 from .student import make_student
 
@@ -103,6 +104,13 @@ def _load_base(
     disable_dynamic: bool = False,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP | None]:
     """Returns the base's UNet and text encoder."""
+    with usable_flags():
+        return _load_whole(file, checkpoint, dtype, model_only=model_only, disable_dynamic=disable_dynamic)
+
+
+def _load_whole(
+    file: TadsrWeights, checkpoint: str | None, dtype: torch.dtype | None, *, model_only: bool, disable_dynamic: bool
+) -> tuple[ModelPatcher, comfy.sd.CLIP | None]:
     if checkpoint is None:
         downscale = EncoderConfig.from_state_dict(file.base_vae).downscale
         model = build_unet(
