@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 NULL_TEXTS = ("", "null", "~")  # YAML 1.1; only a setting that may be None reads them so
 UNIONS = (UnionType, Union)  # of a plain type and None; of an Annotated one and None
@@ -30,6 +31,25 @@ class Span:
     def __str__(self) -> str:
         steps = f", multiples of {self.step}" if self.step > 1 else ""
         return f"{self.low:.10g}..{self.high:.10g}{steps}"
+
+
+@cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """Returns the annotation of each field of a dataclass of settings."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def validate(settings: object) -> None:
+    """Turns each field of a frozen dataclass into its annotation's type; raises ConfigError for the first that is not.
+
+    For `__post_init__`. What fields must be together is for the class to say.
+    """
+    for key, hint in hints_of(type(settings)).items():
+        value = getattr(settings, key)
+        try:
+            object.__setattr__(settings, key, typed(hint, value))
+        except ValueError:
+            raise ConfigError(f"{key} is {value!r}; accepted: {accepted(hint)}") from None
 
 
 def typed(hint: Any, value: Any) -> Any:

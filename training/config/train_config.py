@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, TEACHER_GAMMA, TEACHER_LAMBDA
-from training.config.parsing import ConfigError, Span, accepted, typed
+from training.config.parsing import ConfigError, Span, hints_of, validate
 
 PRESETS = Path(__file__).parents[1] / "presets"
 EXTENDS = "extends"  # key of a preset that names the one it starts from
@@ -170,12 +170,7 @@ class TrainConfig:
     """Timesteps to validate at (P table 3, figure 6)."""
 
     def __post_init__(self) -> None:
-        for key, hint in HINTS.items():
-            value = getattr(self, key)
-            try:
-                object.__setattr__(self, key, typed(hint, value))
-            except ValueError:
-                raise ConfigError(f"{key} is {value!r}; accepted: {accepted(hint)}") from None
+        validate(self)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -195,7 +190,7 @@ class TrainConfig:
         return _held_out(as_saved(self))
 
 
-HINTS: dict[str, Any] = get_type_hints(TrainConfig, include_extras=True)
+KEYS = tuple(hints_of(TrainConfig))
 
 MAY_CHANGE = {  # on resume: key, and why the trained weights stay the same to the bit
     "output": "the run may have been moved",
@@ -271,14 +266,14 @@ def _preset_names() -> str:
 
 def _check_keys(keys: Iterable[str], where: str) -> None:
     for key in keys:
-        if key not in HINTS:
-            nearest = get_close_matches(str(key), HINTS, n=1, cutoff=0)[0]
+        if key not in KEYS:
+            nearest = get_close_matches(str(key), KEYS, n=1, cutoff=0)[0]
             raise ConfigError(f"unknown key {key!r} in {where}; the nearest is {nearest!r} (--dry-run prints all keys)")
 
 
 def as_saved(config: TrainConfig) -> dict[str, Any]:
     """Returns all fields in JSON's types: paths as text, tuples as lists."""
-    return {key: _as_json(getattr(config, key)) for key in HINTS}
+    return {key: _as_json(getattr(config, key)) for key in KEYS}
 
 
 def from_saved(saved: Mapping[str, Any]) -> TrainConfig:

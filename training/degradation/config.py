@@ -7,78 +7,88 @@ Ranges are (low, high), probabilities 0..1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isclose, pi
+from typing import Annotated, Literal, get_args
 
+from training.config.parsing import ConfigError, Span, validate
+
+ResizeMode = Literal["area", "bilinear", "bicubic"]
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
+
+Share = Annotated[float, Span(0, 1)]
+Pixels = Annotated[float, Span(1e-3, 100)]
+Cutoff = Annotated[float, Span(0, pi)]
+Level = Annotated[float, Span(0, 255)]
+Factor = Annotated[float, Span(0, 100)]
+Quality = Annotated[int, Span(1, 100)]
 Range = tuple[float, float]
 
-RESIZE_MODES = ("area", "bilinear", "bicubic")
+
+def _check_order(settings: object, *names: str) -> None:
+    for name in names:
+        low, high = getattr(settings, name)
+        if low > high:
+            raise ConfigError(f"{name} is {(low, high)}; accepted: low <= high")
 
 
-def _check_range(name: str, value: Range, low: float, high: float) -> None:
-    if not low <= value[0] <= value[1] <= high:
-        raise ValueError(f"{name} is {value}; accepted: low <= high, both within {low}..{high}")
+def _check_around(settings: object, name: str, middle: float) -> None:
+    low, high = getattr(settings, name)
+    if not 0 < low <= middle <= high:
+        raise ConfigError(f"{name} is {(low, high)}; accepted: a range around {middle}, above 0")
 
 
-def _check_sum(name: str, probabilities: Iterable[float]) -> None:
-    values = tuple(probabilities)
-    if min(values) < 0 or not isclose(sum(values), 1.0, abs_tol=1e-9):
-        raise ValueError(f"{name} are {values}; accepted: none negative, together 1")
+def _check_sum(name: str, shares: tuple[float, ...]) -> None:
+    if not isclose(sum(shares), 1.0, abs_tol=1e-9):
+        raise ConfigError(f"{name} are {shares}; accepted: together 1")
 
 
 def _check_sizes(name: str, sizes: tuple[int, ...]) -> None:
-    if not sizes or any(size < 1 or size % 2 == 0 for size in sizes):
-        raise ValueError(f"{name} are {sizes}; accepted: odd numbers from 1")
-
-
-def _check_modes(name: str, modes: tuple[str, ...]) -> None:
-    if not modes or not set(modes) <= set(RESIZE_MODES):
-        raise ValueError(f"{name} are {modes}; accepted: one or more of {RESIZE_MODES}")
+    if any(size < 1 or size % 2 == 0 for size in sizes):
+        raise ConfigError(f"{name} are {sizes}; accepted: odd numbers from 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SincConfig:
     """A circular low-pass filter, which adds the ringing of sharpening and of strong compression."""
 
-    probability: float = 0.1
+    probability: Share = 0.1
     """Probability that the filter is used (in a blur: instead of the other kernels)."""
     large_size: int = 13
     """Kernels of at least this size may have the lower cut-off of `large_cutoff`."""
-    small_cutoff: Range = (pi / 3, pi)
+    small_cutoff: tuple[Cutoff, Cutoff] = (pi / 3, pi)
     """Cut-off of kernels under `large_size`, in radians a pixel."""
-    large_cutoff: Range = (pi / 5, pi)
+    large_cutoff: tuple[Cutoff, Cutoff] = (pi / 5, pi)
     """Cut-off of the other kernels, in radians a pixel."""
 
     def __post_init__(self) -> None:
-        _check_range("sinc probability", (0.0, self.probability), 0, 1)
-        _check_range("sinc small_cutoff", self.small_cutoff, 0, pi)
-        _check_range("sinc large_cutoff", self.large_cutoff, 0, pi)
+        validate(self)
+        _check_order(self, "small_cutoff", "large_cutoff")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlurConfig:
     """One blur, of seven families of kernels. The six shares below divide what the sinc filter leaves."""
 
-    probability: float = 1.0
+    probability: Share = 1.0
     """Probability that there is a blur at all."""
     sizes: tuple[int, ...] = tuple(range(7, 22, 2))
     """Kernel sizes in pixels, all equally likely; odd."""
     sinc: SincConfig = field(default_factory=SincConfig)
     """The sinc filter that replaces the families below with its probability."""
-    iso: float = 0.45
+    iso: Share = 0.45
     """Share of Gaussians with one sigma."""
-    aniso: float = 0.25
+    aniso: Share = 0.25
     """Share of rotated Gaussians with two sigmas."""
-    generalized_iso: float = 0.12
+    generalized_iso: Share = 0.12
     """Share of exp(-q^beta / 2), q the squared Mahalanobis distance, with one sigma."""
-    generalized_aniso: float = 0.03
+    generalized_aniso: Share = 0.03
     """Share of the same, rotated, with two sigmas."""
-    plateau_iso: float = 0.12
+    plateau_iso: Share = 0.12
     """Share of 1 / (1 + q^beta) with one sigma."""
-    plateau_aniso: float = 0.03
+    plateau_aniso: Share = 0.03
     """Share of the same, rotated, with two sigmas."""
-    sigma: Range = (0.2, 3.0)
+    sigma: tuple[Pixels, Pixels] = (0.2, 3.0)
     """Standard deviations in pixels."""
     rotation: Range = (-pi, pi)
     """Angle of the first axis of anisotropic kernels, in radians."""
@@ -90,14 +100,12 @@ class BlurConfig:
     """Half of the exponents are drawn below this value and half above, as in Real-ESRGAN."""
 
     def __post_init__(self) -> None:
-        _check_range("blur probability", (0.0, self.probability), 0, 1)
-        _check_range("blur sigma", self.sigma, 1e-3, 100)
-        _check_sum("shares of the blur kernels", self.shares.values())
+        validate(self)
+        _check_order(self, "sigma", "rotation")
+        _check_sum("shares of the blur kernels", tuple(self.shares.values()))
         _check_sizes("blur sizes", self.sizes)
-        for name in ("generalized_beta", "plateau_beta"):
-            low, high = getattr(self, name)
-            if not 0 < low <= self.beta_split <= high:
-                raise ValueError(f"{name} is ({low}, {high}); accepted: a range around {self.beta_split}")
+        _check_around(self, "generalized_beta", self.beta_split)
+        _check_around(self, "plateau_beta", self.beta_split)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -110,44 +118,41 @@ class BlurConfig:
 class ResizeConfig:
     """A resize by a random factor and a random interpolation."""
 
-    up: float = 0.2
+    up: Share = 0.2
     """Probability of a factor in 1..scale[1]."""
-    down: float = 0.7
+    down: Share = 0.7
     """Probability of a factor in scale[0]..1."""
-    keep: float = 0.1
+    keep: Share = 0.1
     """Probability of the factor 1."""
     scale: Range = (0.15, 1.5)
     """Smallest and largest factor."""
-    modes: tuple[str, ...] = RESIZE_MODES
+    modes: tuple[ResizeMode, ...] = RESIZE_MODES
     """Interpolations, all equally likely."""
     antialias: bool = False
     """Whether bilinear and bicubic widen their kernels when shrinking (Real-ESRGAN: no)."""
 
     def __post_init__(self) -> None:
+        validate(self)
         _check_sum("resize probabilities (up, down, keep)", (self.up, self.down, self.keep))
-        if not 0 < self.scale[0] <= 1 <= self.scale[1]:
-            raise ValueError(f"resize scale is {self.scale}; accepted: a range around 1, above 0")
-        _check_modes("resize modes", self.modes)
+        _check_around(self, "scale", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
     """Noise, always present: Gaussian with `gaussian_probability`, else Poisson."""
 
-    gaussian_probability: float = 0.5
+    gaussian_probability: Share = 0.5
     """Probability of Gaussian noise; the rest is Poisson (shot) noise."""
-    sigma: Range = (1.0, 30.0)
+    sigma: tuple[Level, Level] = (1.0, 30.0)
     """Standard deviation of Gaussian noise, of 255."""
-    poisson_scale: Range = (0.05, 3.0)
+    poisson_scale: tuple[Factor, Factor] = (0.05, 3.0)
     """Factor on Poisson noise."""
-    gray_probability: float = 0.4
+    gray_probability: Share = 0.4
     """Probability that all three channels get the same noise."""
 
     def __post_init__(self) -> None:
-        _check_range("gaussian_probability", (0.0, self.gaussian_probability), 0, 1)
-        _check_range("gray_probability", (0.0, self.gray_probability), 0, 1)
-        _check_range("noise sigma", self.sigma, 0, 255)
-        _check_range("poisson_scale", self.poisson_scale, 0, 100)
+        validate(self)
+        _check_order(self, "sigma", "poisson_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,14 +171,14 @@ class StageConfig:
 class JpegConfig:
     """JPEG compression with chroma at half resolution."""
 
-    probability: float = 1.0
+    probability: Share = 1.0
     """Probability that the image is compressed."""
-    quality: tuple[int, int] = (30, 95)
+    quality: tuple[Quality, Quality] = (30, 95)
     """Lowest and highest quality; every integer between, ends included, is equally likely."""
 
     def __post_init__(self) -> None:
-        _check_range("JPEG probability", (0.0, self.probability), 0, 1)
-        _check_range("JPEG quality", self.quality, 1, 100)
+        validate(self)
+        _check_order(self, "quality")
 
 
 def _second_stage() -> StageConfig:
@@ -188,7 +193,7 @@ def _second_stage() -> StageConfig:
 class DegradationConfig:
     """The whole degradation: first stage, JPEG, second stage, then resize, sinc and JPEG."""
 
-    downscale: int = 4
+    downscale: Annotated[int, Span(1, 64)] = 4
     """How many times smaller the LQ image is."""
     first: StageConfig | None = field(default_factory=StageConfig)
     """The first stage with the JPEG that follows it; None leaves both out."""
@@ -196,7 +201,7 @@ class DegradationConfig:
     """The JPEG after the first stage."""
     second: StageConfig = field(default_factory=_second_stage)
     """The second stage."""
-    final_modes: tuple[str, ...] = RESIZE_MODES
+    final_modes: tuple[ResizeMode, ...] = RESIZE_MODES
     """Interpolations of the resize to the final size, all equally likely."""
     final_antialias: bool = False
     """As `ResizeConfig.antialias`, for the resize to the final size."""
@@ -207,15 +212,12 @@ class DegradationConfig:
     """Kernel sizes of that filter, all equally likely."""
     final_jpeg: JpegConfig = field(default_factory=JpegConfig)
     """The last JPEG."""
-    jpeg_before_resize: float = 0.5
+    jpeg_before_resize: Share = 0.5
     """Probability that the last JPEG precedes the resize to the final size."""
 
     def __post_init__(self) -> None:
-        if self.downscale < 1:
-            raise ValueError(f"downscale is {self.downscale}; accepted: integers from 1")
-        _check_modes("final_modes", self.final_modes)
+        validate(self)
         _check_sizes("final_sinc_sizes", self.final_sinc_sizes)
-        _check_range("jpeg_before_resize", (0.0, self.jpeg_before_resize), 0, 1)
 
 
 FULL = DegradationConfig()

@@ -11,15 +11,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from training.cache import cache_directory
-from training.config.parsing import ConfigError, accepted, typed
-from training.config.train_config import PROMPT
+from training.config.parsing import ConfigError, accepted, hints_of, validate
+from training.config.train_config import PROMPT, Count, CountOrNone, Decay, Rate, Share
 from training.data import StepBatches, collate, degraded, open_training_set, worker_init
 from training.data.storage import write_whole
 
@@ -37,28 +37,31 @@ class PretrainingConfig:
     """Photographs: a folder, or a folder of shards; see docs/training.md."""
     output: Path
     """Folder of the run: checkpoint, log, and what comes out."""
-    steps: int = 4000
-    batch: int = 8
+    steps: Count = 4000
+    batch: Count = 8
     crop: int = 64
     """Side of a crop in pixels."""
-    learning_rate: float = 5e-4
+    learning_rate: Rate = 5e-4
     """At its peak: it rises linearly for `warmup_steps`, then falls as half a cosine."""
-    warmup_steps: int = 100
+    warmup_steps: CountOrNone = 100
     clip_norm: float = 1.0
-    average_decay: float = 0.998
+    average_decay: Decay = 0.998
     """Of the averaged weights, which are what comes out."""
-    plain_share: float = 0.5
+    plain_share: Share = 0.5
     """Share of low-quality pictures that are only shrunk and enlarged."""
-    light_share: float = 0.5
+    light_share: Share = 0.5
     """Share of the others with the light degradation."""
-    held_out: int = 64
+    held_out: CountOrNone = 64
     """Pictures of `data`, the last by name, that are not trained on."""
-    workers: int = 2
+    workers: CountOrNone = 2
     precision: Literal["no", "bf16"] = "no"
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
-    save_every: int = 200
-    log_every: int = 20
+    save_every: Count = 200
+    log_every: Count = 20
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 class Losses(NamedTuple):
@@ -228,7 +231,7 @@ C = TypeVar("C", bound=PretrainingConfig)
 def read_options(kind: type[C], description: str | None) -> C:
     """Returns a config from the command line, one option for each field; ends with a message on a wrong value."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     for field in fields(kind):
         required = field.default is MISSING
         parser.add_argument(
@@ -237,10 +240,7 @@ def read_options(kind: type[C], description: str | None) -> C:
             default=None if required else field.default,
             help=accepted(hints[field.name]) + ("" if required else f" (default: {field.default})"),
         )
-    values: dict[str, Any] = vars(parser.parse_args())
-    for name, value in values.items():
-        try:
-            values[name] = typed(hints[name], value)
-        except ValueError:
-            parser.error(str(ConfigError(f"{name} is {value!r}; accepted: {accepted(hints[name])}")))
-    return kind(**values)
+    try:
+        return kind(**vars(parser.parse_args()))
+    except ConfigError as error:
+        parser.error(str(error))

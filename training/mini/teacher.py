@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tadsr.schedule import NUM_TIMESTEPS, add_noise
+from training.config.train_config import Count, Decay, Rate, Share
 from training.mini.base import write_base
 from training.mini.networks import CONTEXT_TOKENS, CONTEXT_WIDTH
 from training.mini.pretraining import Losses, PretrainingConfig, Stage, pretrain, read_options
@@ -30,11 +31,11 @@ class TeacherConfig(PretrainingConfig):
 
     vae: Path
     """The file that training.mini.vae wrote."""
-    batch: int = 6
+    batch: Count = 6
     """Pairs in a step: so many photographs, and as many degraded pictures."""
-    learning_rate: float = 4e-4
-    average_decay: float = 0.999
-    plain_share: float = 0.1
+    learning_rate: Rate = 4e-4
+    average_decay: Decay = 0.999
+    plain_share: Share = 0.1
 
 
 class TeacherStage(Stage):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tadsr.architecture import is_time_layer
 from tadsr.schedule import LATENT_SCALE, MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
+from training.config.train_config import Count, Share
 from training.data import open_validation_set
 from training.metrics.lpips import LPIPS
 from training.mini.networks import MiniStudent
@@ -41,19 +42,19 @@ MEASURED_PICTURES = 64
 class VaeConfig(PretrainingConfig):
     """Settings of the autoencoder's training."""
 
-    plain_share: float = 1.0  # low-quality pictures are not looked at
+    plain_share: Share = 1.0  # low-quality pictures are not looked at
     decoder_of: Path | None = None
     """A file that this training wrote, to train its decoder alone: its teacher and students go on with the result."""
     path_rate: float = 0.15
     """Share of the learning rate for the layers that carry the starting autoencoder."""
     l1_weight: float = 2.0
     lpips_weight: float = 1.0
-    lpips_samples: int = 2
+    lpips_samples: Count = 2
     """Pictures of a batch that LPIPS and the discriminator see: VGG takes most of a step on a CPU."""
     lpips_precision: Literal["no", "bf16"] = "no"
     """Of VGG; "bf16" is three times as fast on a CPU that multiplies matrices in it."""
     realism_weight: float = 0.1
-    judge_from: float = 0.5
+    judge_from: Share = 0.5
     """Share of the run after which the discriminator counts; it learns a little before."""
     judge_rate: float = 4e-4
     latent_weight: float = 1e-2
