@@ -93,9 +93,11 @@ UPSCALE = Workflow(
             "Press **Run**. Above, the photograph is beside the result; a click shows them larger.\n\n"
             "**timestep** is the dial: 100 stays faithful and soft, 900 is sharpest and invents most.\n\n"
             "Put your own photograph into the node on the left. The small model comes with the pack and needs no "
-            "download; for the large one open the template *super-resolution-official-weights*.",
+            "download; for the large one open the template *super-resolution-official-weights*.\n\n"
+            "A transparent picture: *Load Image* gives colours and mask apart. Put both together with *Join Image with "
+            "Alpha* before **image**, and the result keeps its alpha.",
             at=(1230, 370),
-            size=(330, 370),
+            size=(330, 440),
         ),
     },
 )
