@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training.mini.patches import COMPONENTS
 
 CHANNELS = (64, 64, 128)  # most of the work at full latent resolution, attention only where it is cheap
-BLOCKS = 3  # a level
+BLOCKS = 2  # a level
 NORM_EPS = (
     1.0  # of features of about 1: a normalisation by their contrast would give flat areas as much detail as others
 )
