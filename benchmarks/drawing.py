@@ -2,7 +2,7 @@
 
 A drawing of flat areas with black outlines is enlarged three times; for each colour match and timestep, the table gives
 how far the colours of the areas moved, inside them. The exit status is 1 where an area moved by more than three levels
-with the default colour match. Writes the drawing and the results as PNG.
+with the weights' own colour match. Writes the drawing and the results as PNG.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from training.networks.inference import Restorer
 
 SIZE, SCALE, FINER = 160, 3, 4  # FINER: the drawing is made so much larger, and its edges are soft as a result
 MOST = 3.0  # levels
-DEFAULT_MATCH = "adain"
 INK = (0, 0, 0)
 SKY, GRASS, SKIN, DRESS = (86, 143, 255), (66, 170, 60), (250, 214, 190), (255, 166, 214)
 HAIR, WALL, SUN, CLOUD, DOOR = (96, 52, 30), (238, 226, 200), (255, 236, 64), (255, 255, 255), (150, 20, 40)
@@ -112,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             largest = max(moved.values())
             cells = " | ".join(f"{value:.1f}" for value in moved.values())
             print(f"| {match} | {timestep} | {largest:.1f} | {cells} |", flush=True)
-            worst = max(worst, largest) if match == DEFAULT_MATCH else worst
+            worst = max(worst, largest) if match == restorer.color_match else worst
             pair = [("drawing", Image.fromarray(drawing)), (f"t={timestep}, {match}", result)]
             before_after_sheet(pair).save(arguments.output / f"{match}-{timestep}.png")
-    print(f"{DEFAULT_MATCH}: at most {worst:.1f} levels of {BYTE_MAX:g}; pictures: {arguments.output}")
+    print(f"{restorer.color_match}, the default: at most {worst:.1f} levels of {BYTE_MAX:g}; pictures: {arguments.output}")
     return int(worst > MOST)
 
 

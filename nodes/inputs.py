@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..tadsr.color import COLOR_MATCHES
+from ..tadsr.color import COLOR_MATCHES, DEFAULT_COLOR_MATCH
 from ..tadsr.geometry import DEFAULT_SCALE, MAX_SCALE, MAX_SIDE, MEGAPIXEL, MIN_SCALE
 from ..tadsr.schedule import DEFAULT_TIMESTEP, MAX_TIMESTEP, OWN_TIMESTEP
 from .models.precision import AUTO, PRECISIONS
-from .running.color import DEFAULT_COLOR_MATCH
 from .running.plan import TILE_STEP
 
 CATEGORY = "image/upscaling/TADSR"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF  # as core's samplers
 ENCODINGS = ("mode", "sample")
+AUTOMATIC = "automatic"
+COLOR_MATCH_TOOLTIP = (
+    "Takes colour from the enlarged input. adain: mean and contrast of each channel. lab: the same of lightness and "
+    "colour. wavelet: all coarse colour, for local colour shifts. none: leaves the result alone."
+)
 
 Encoder = io.Custom("TADSR_ENCODER")
 
@@ -104,13 +108,19 @@ def encoding_inputs() -> list[io.Combo.Input | io.Int.Input]:
 
 
 def color_match_input() -> io.Combo.Input:
-    """Returns the colour match."""
+    """Returns the colour match, where the weights are not known."""
+    return io.Combo.Input(
+        "color_match", options=list(COLOR_MATCHES), default=DEFAULT_COLOR_MATCH, tooltip=COLOR_MATCH_TOOLTIP
+    )
+
+
+def weights_color_match_input() -> io.Combo.Input:
+    """Returns the colour match, by default the one that suits the weights."""
     return io.Combo.Input(
         "color_match",
-        options=list(COLOR_MATCHES),
-        default=DEFAULT_COLOR_MATCH,
-        tooltip="Takes colour from the enlarged input. adain: mean and contrast of each channel. lab: the same of "
-        "lightness and colour. wavelet: all coarse colour, for local colour shifts. none: leaves the result alone.",
+        options=[AUTOMATIC, *COLOR_MATCHES],
+        default=AUTOMATIC,
+        tooltip=f"{COLOR_MATCH_TOOLTIP} {AUTOMATIC}: what suits the weights, wavelet for tadsr-mini, adain for TADSR.",
     )
 
 

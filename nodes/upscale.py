@@ -11,10 +11,10 @@ from ..tadsr.geometry import DEFAULT_SCALE
 from .checks import checked
 from .encode import draw_seed
 from .inputs import (
+    AUTOMATIC,
     CATEGORY,
     ENCODINGS,
     any_timestep_input,
-    color_match_input,
     color_strength_input,
     conditioning_input,
     encoding_inputs,
@@ -27,11 +27,12 @@ from .inputs import (
     scale_input,
     tile_inputs,
     timestep_input,
+    weights_color_match_input,
 )
 from .models.encoder import TimeAwareEncoderModel
 from .models.student import Conditioning, choose_conditioning, student_of
 from .running.batch import BatchMemory, collected
-from .running.color import DEFAULT_COLOR_MATCH, ColorMatch
+from .running.color import ColorMatch
 from .running.kept import keeping, recall, run_key
 from .running.pictures import check_image, enlarge_picture, result_size
 from .running.place import preview_region
@@ -67,7 +68,7 @@ class TADSRUpscale(io.ComfyNode):
                 image_input(),
                 timestep_input(),
                 scale_input(),
-                color_match_input(),
+                weights_color_match_input(),
                 conditioning_input(),
                 *exact_size_inputs(),
                 *encoding_inputs(),
@@ -92,7 +93,7 @@ class TADSRUpscale(io.ComfyNode):
         image: Tensor,
         timestep: int,
         scale: float = DEFAULT_SCALE,
-        color_match: str = DEFAULT_COLOR_MATCH,
+        color_match: str = AUTOMATIC,
         conditioning: Conditioning | None = None,
         width: int = 0,
         height: int = 0,
@@ -110,9 +111,10 @@ class TADSRUpscale(io.ComfyNode):
         preview_y: float = 0.5,
         preview_mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        timestep = student_of(model).timestep(timestep, any_timestep=any_timestep)
+        student = student_of(model)
+        timestep = student.timestep(timestep, any_timestep=any_timestep)
         encoder.timestep(timestep, any_timestep=any_timestep)
-        match = ColorMatch(color_match, color_strength)
+        match = ColorMatch(student.color_match if color_match == AUTOMATIC else color_match, color_strength)
         size = result_size(check_image(image), scale, width, height, longest_side, shortest_side, megapixels)
         wanted = preview_region(size, preview_size, (preview_x, preview_y), preview_mask)
         stages = upscale_stages(model, encoder, vae, choose_conditioning(model, conditioning))

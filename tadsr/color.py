@@ -145,6 +145,7 @@ class Match(Protocol):
     def __call__(self, result: Tensor, reference: Tensor, alpha: Tensor | None = None) -> Tensor: ...
 
 
+DEFAULT_COLOR_MATCH = "adain"
 COLOR_MATCHES: dict[str, Match] = {
     "adain": match_adain,
     "wavelet": match_wavelet,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .color import COLOR_MATCHES, DEFAULT_COLOR_MATCH
 from .errors import WeightsError
 from .schedule import FORMULAS, check_timestep
 
@@ -35,12 +36,13 @@ class Metadata:
     formula: str = "residual"  # how a prediction becomes the clean latent: a name of `schedule.FORMULAS`
     time_aware: bool = True  # False: the encoder is the plain one of the base, and there are no time layers
     empty_prompt: bool = False  # the weights were trained to be given the empty text
+    color_match: str = DEFAULT_COLOR_MATCH  # what suits the results: a name of `color.COLOR_MATCHES`
     extra: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
 
 FIELD_TYPES: dict[str, type] = {  # of Metadata; JSON makes anything of anything
-    **dict.fromkeys(("name", "base_model", "prompt", "source_sha256", "license", "formula"), str),
+    **dict.fromkeys(("name", "base_model", "prompt", "source_sha256", "license", "formula", "color_match"), str),
     **dict.fromkeys(("rank", "encoder_rank", "vae_norm_groups", "format_version"), int),
     **dict.fromkeys(("alpha", "lam", "gamma", "norm_eps"), float),
     **dict.fromkeys(("time_aware", "empty_prompt"), bool),
@@ -55,6 +57,7 @@ LATER = {
     "time_aware": True,
     "empty_prompt": False,
     "norm_eps": 0.0,
+    "color_match": DEFAULT_COLOR_MATCH,
 }  # fields added since the first files
 
 
@@ -96,6 +99,11 @@ def check_metadata(metadata: Metadata) -> None:
     if metadata.formula not in FORMULAS:
         raise WeightsError(
             f"its metadata says formula={metadata.formula[:80]!r}; known are {', '.join(FORMULAS)}: update the pack"
+        )
+    if metadata.color_match not in COLOR_MATCHES:
+        raise WeightsError(
+            f"its metadata says color_match={metadata.color_match[:80]!r}; known are {', '.join(COLOR_MATCHES)}: "
+            "update the pack"
         )
     for timestep in metadata.timesteps:
         if type(timestep) is not int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .color import DEFAULT_COLOR_MATCH
 from .schedule import timestep_grid
 
 STEPS = 50  # of TADSR's training: 50 integers, evenly spaced over 1..999
@@ -22,6 +23,7 @@ class Method:
     formula: str  # a name of `schedule.FORMULAS`
     timesteps: tuple[int, ...]
     license: str
+    color_match: str = DEFAULT_COLOR_MATCH  # of the authors' program
     time_aware: bool = False  # has time layers in the encoder
     empty_prompt: bool = False  # is always given the empty text
 
@@ -46,6 +48,7 @@ HYPIR = Method(
     formula="noise",
     timesteps=(200,),
     license="HYPIR's own agreement (non-commercial; not to be passed on)",
+    color_match="wavelet",
     empty_prompt=True,
 )
 OMGSR = Method(

@@ -233,6 +233,7 @@ def _metadata(method: Method, rank: int, encoder_rank: int, alpha: float) -> Met
         alpha=alpha,
         timesteps=method.timesteps,
         license=method.license,
+        color_match=method.color_match,
         formula=method.formula,
         time_aware=method.time_aware,
         empty_prompt=method.empty_prompt,

@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.drawing import AREAS, SIZE, draw, shifts
+from benchmarks.drawing import AREAS, MOST, SCALE, SIZE, draw, shifts
+from benchmarks.quality import WEIGHTS
+from training.images import to_picture, to_tensor
+from training.networks.inference import Restorer
 
 
 def test_areas_are_measured_in_their_colours() -> None:
@@ -25,3 +28,12 @@ def test_specks_move_the_mean() -> None:
     left, top, right, bottom = AREAS[0].box
     specks[top:bottom, left:right][np.random.default_rng(0).random((bottom - top, right - left)) < 0.05] = 0
     assert 5 < shifts(specks, 1)["sky"] < 20
+
+
+def test_the_bundled_model_keeps_flat_colours() -> None:
+    restorer = Restorer.load(WEIGHTS)
+    assert restorer.color_match == "wavelet"
+    for timestep in (100, 500, 900):
+        result = np.asarray(to_picture(restorer(to_tensor(draw()), timestep, SCALE)))
+        moved = shifts(result, SCALE)
+        assert max(moved.values()) <= MOST, f"timestep {timestep}: {moved}"

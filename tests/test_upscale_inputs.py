@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,18 @@ def inference_mode() -> Iterator[None]:
 def pack(comfy_inprocess: InProcessComfy) -> Pack:
     save(models_folder(comfy_inprocess) / "tadsr" / RANDOM, self_contained())
     return load_pack(comfy_inprocess, RANDOM)
+
+
+@pytest.mark.parametrize("own", ["adain", "wavelet"])
+def test_the_automatic_colour_match_is_the_weights_own(comfy_inprocess: InProcessComfy, own: str) -> None:
+    weights = self_contained()
+    name = f"random-{own}.safetensors"
+    metadata = replace(weights.metadata, color_match=own)
+    save(models_folder(comfy_inprocess) / "tadsr" / name, replace(weights, metadata=metadata))
+    pack, image = load_pack(comfy_inprocess, name), picture(24, 31)
+    automatic = pack.upscale(image)
+    for match in COLOR_MATCHES:
+        assert differ(automatic, pack.upscale(image, color_match=match)) == (match != own)
 
 
 def calls_of(pack: Pack, run: Any) -> int:

@@ -14,6 +14,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...tadsr.color import DEFAULT_COLOR_MATCH
 from ...tadsr.errors import WeightsError
 from ...tadsr.lora import Adapter, adapters, merge
 from ...tadsr.schedule import check_timestep, choose_timestep
@@ -36,6 +37,7 @@ class Student:
     weights_name: str
     prompt: Tensor | None  # (1, tokens, width): the embedding used without a CONDITIONING
     timesteps: tuple[int, ...] = ()  # those that the weights were trained for; empty: all
+    color_match: str = DEFAULT_COLOR_MATCH  # what suits the weights' results
     semantic: Mapping[str, Adapter] = field(default_factory=dict)  # of PiSA-SR: merged, and known to be taken away
 
     def timestep(self, timestep: int, *, any_timestep: bool = False) -> int:
@@ -68,6 +70,7 @@ def make_student(
         weights_name=weights_name,
         prompt=prompt if weights.prompt is None else weights.prompt,
         timesteps=weights.metadata.timesteps,
+        color_match=weights.metadata.color_match,
         semantic={
             module: Adapter(adapter.down.clone(), adapter.up.clone(), adapter.alpha)  # not views of a file
             for module, adapter in adapters(weights.unet_lora_semantic).items()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...tadsr.color import (
     COLOR_MATCHES,
+    DEFAULT_COLOR_MATCH,
     WAVELET_REACH,
     colors,
     estimated_colors,
@@ -23,7 +24,6 @@ from .pictures import RGB, StageData, join_alpha, split_alpha
 
 # Where mean and contrast are matched: from RGB there and back
 SPACES = {"adain": (lambda rgb: rgb, lambda rgb: rgb), "lab": (rgb_to_lab, lab_to_rgb)}
-DEFAULT_COLOR_MATCH = "adain"
 LARGEST_MULTIPLE = 8  # SD VAE; the sides of padded pictures are multiples of this or less
 
 

@@ -23,6 +23,7 @@ from training.mini.samples import PATCHES
 from training.mini.student import NORM_GROUPS, PatchStudent
 from training.mini.unet import NORM_EPS
 
+COLOR_MATCH = "wavelet"  # better than adain on photographs and on flat drawings: docs/bundled-model.md
 BASE = f"{NAME} (no base: a student of open upscalers)"
 
 
@@ -54,6 +55,7 @@ def weights_of(student: PatchStudent, steps: int, dtype: torch.dtype) -> TadsrWe
             license=LICENSE,
             vae_norm_groups=NORM_GROUPS,
             norm_eps=NORM_EPS,
+            color_match=COLOR_MATCH,
             extra={"steps": str(steps)},
         ),
     )

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from tadsr import weights as tadsr_weights
-from tadsr.color import COLOR_MATCHES, is_neutral, to_neutral
+from tadsr.color import COLOR_MATCHES, DEFAULT_COLOR_MATCH, is_neutral, to_neutral
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
 from tadsr.errors import WeightsError
 from tadsr.geometry import crop_padding, enlarge, pad_to_multiple, target_size
@@ -30,6 +30,7 @@ class Restorer:
     unet: UNet2DConditionModel
     decoder: LatentDecoder
     prompt: Tensor | None  # (1, tokens, width): used where no context is given
+    color_match: str = DEFAULT_COLOR_MATCH  # what suits the weights
 
     @classmethod
     def load(
@@ -62,6 +63,7 @@ class Restorer:
             unet=build_unet({key.removeprefix(UNET_PREFIX): t for key, t in unet.items()}, eps),
             decoder=build_decoder(content.base_vae, groups, eps),
             prompt=content.prompt,
+            color_match=content.metadata.color_match,
         )
         for network in (restorer.encoder, restorer.unet, restorer.decoder):
             torch.nn.Module.to(network, device, dtype)
@@ -74,13 +76,15 @@ class Restorer:
         timestep: int,
         scale: int = DEFAULT_SCALE,
         context: Tensor | None = None,
-        match: str = "adain",
+        match: str | None = None,
     ) -> Tensor:
         """Returns the restored picture, (1, 3, scale h, scale w) float32 in [0, 1].
 
         lq: (1, 3, h, w) in [0, 1], on any device; timestep: 1..999; context: (1, tokens, width), None: `prompt`;
-        match: a name of `tadsr.color.COLOR_MATCHES`. Raises ValueError for a timestep or scale out of range.
+        match: a name of `tadsr.color.COLOR_MATCHES`, None: the weights' own. Raises ValueError
+        for a timestep or scale out of range.
         """
+        match = self.color_match if match is None else match
         reference = self._enlarge(lq, scale)
         padded, padding = pad_to_multiple(reference, self.encoder.downscale)
         x0 = self.clean_latent(self._encode(padded, timestep), timestep, context)
