@@ -7,7 +7,9 @@ keys and values come from a sample of the picture, run as one batch.
 The calls of `torch.nn.functional.group_norm` are intercepted in the order in which the network makes them, which works
 with any subclass, and with weights that are moved or cast at each call. A module with an attribute
 `optimized_attention`, a function of queries, keys and values, (B, C, H, W) each, is an attention (so it is in ComfyUI's
-VAEs and in `tadsr.encoder`); for the time of a block the attribute is replaced.
+VAEs and in `tadsr.encoder`); for the time of a block the attribute is replaced. A module called `attn1` is the
+self-attention of a UNet's transformer block (in ComfyUI and in diffusers), (B, pixels, C) -> the same: it gets as
+context the sample's pixels as the layer before left them.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from torch.overrides import TorchFunctionMode
 from .encoder import Attend
 
 ATTENTION = "optimized_attention"  # the attribute of a module
+SELF_ATTENTION, CONTEXT = "attn1", "context"  # a module's name, and the argument of its call
 MOST_PRODUCTS = 2**26  # of a query and a key at a time, where torch holds them all: 256 MB in float32
 
 Statistics = tuple[Tensor, Tensor]  # mean and variance, (groups,) float32 each
 KeysValues = tuple[Tensor, Tensor]  # (N, C) each, of all pixels
+Hook = Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any]], Any]  # before a module's call
 
 
 class SharedContext:
@@ -37,6 +41,7 @@ class SharedContext:
     def __init__(self) -> None:
         self.statistics: list[Statistics] = []
         self.keys_values: dict[nn.Module, list[KeysValues]] = {}  # one for each call
+        self.pixels: dict[nn.Module, list[Tensor]] = {}  # (N, C) for each call: what a self-attention looks at
 
     @classmethod
     @contextmanager
@@ -58,6 +63,8 @@ class SharedContext:
         with ExitStack() as stack:
             for module in _attentions(network):
                 stack.enter_context(_replaced(module, context._recording(module)))
+            for module in _self_attentions(network):
+                stack.enter_context(_before_each_call(module, context._recording_pixels(module)))
             stack.enter_context(_NormsWith(record))
             yield context
         expected = sum(isinstance(module, nn.GroupNorm) for module in network.modules())
@@ -77,6 +84,13 @@ class SharedContext:
 
         return attend
 
+    def _recording_pixels(self, module: nn.Module) -> Hook:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            if options.get(CONTEXT) is None:
+                self.pixels.setdefault(module, []).append(inputs[0].flatten(0, 1))
+
+        return record
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Makes the network use what was recorded while the block runs, from the start of a call of it.
@@ -94,6 +108,8 @@ class SharedContext:
         with ExitStack() as stack:
             for module, recorded_calls in self.keys_values.items():
                 stack.enter_context(_replaced(module, _attention_to(recorded_calls)))
+            for module, recorded_pixels in self.pixels.items():
+                stack.enter_context(_before_each_call(module, _looking_at(recorded_pixels)))
             stack.enter_context(_NormsWith(recorded))
             yield
         if calls % max(1, len(self.statistics)):
@@ -102,6 +118,32 @@ class SharedContext:
 
 def _attentions(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if hasattr(module, ATTENTION)]
+
+
+def _self_attentions(network: nn.Module) -> list[nn.Module]:
+    return [module for name, module in network.named_modules() if name.rpartition(".")[2] == SELF_ATTENTION]
+
+
+@contextmanager
+def _before_each_call(module: nn.Module, hook: Hook) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _looking_at(recorded: list[Tensor]) -> Hook:
+    """Returns a hook by which each pixel of a batch looks at recorded ones, those of one call after the other."""
+    calls = cycle(recorded)
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if options.get(CONTEXT) is not None:
+            return inputs, options
+        pixels = next(calls).to(inputs[0]).expand(len(inputs[0]), -1, -1)
+        return inputs, {**options, CONTEXT: pixels}
+
+    return look
 
 
 @contextmanager

@@ -39,6 +39,32 @@ def attentive_network() -> nn.Sequential:
     return layers.requires_grad_(False)
 
 
+class SelfAttention(nn.Module):
+    """As those of UNets are called: (B, pixels, C), and a context in place of the picture's own pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_k = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        return F.scaled_dot_product_attention(x, self.to_k(context), context)
+
+
+class TransformerNetwork(nn.Module):
+    """Works on each pixel alone but for one normalisation and a self-attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv_in, self.norm, self.attn1 = nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), SelfAttention()
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.norm(self.conv_in(image))
+        return x + self.attn1(x.movedim(1, -1).flatten(1, 2)).unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
 def picture(*shape: int) -> Tensor:
     """Bright on the left and dark on the right, so that the halves have other statistics than the whole."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) + torch.linspace(3, -3, shape[-1])
@@ -79,6 +105,20 @@ def test_halves_that_attend_to_the_whole_equal_it(at_a_time: int, monkeypatch: p
     assert torch.allclose(shared, whole, atol=TOLERANCE)
     alone = torch.cat(layers(halves).split(1), dim=-1)
     assert (alone - whole).abs().max() > 0.1, "without the whole's keys the halves must differ, or this tests nothing"
+
+
+def test_halves_whose_self_attention_looks_at_the_whole_equal_it() -> None:
+    layers, image = TransformerNetwork().requires_grad_(False), picture(1, 3, 8, 16)
+    with SharedContext.gather(layers) as context:
+        whole = layers(image)
+    assert torch.allclose(whole, layers(image), atol=TOLERANCE), "gathering must not change a single picture"
+    halves = torch.cat(image.split(8, dim=-1))
+    for _ in range(2):
+        with context.applied():
+            shared = torch.cat(layers(halves).split(1), dim=-1)
+        assert torch.allclose(shared, whole, atol=TOLERANCE)
+    alone = torch.cat(layers(halves).split(1), dim=-1)
+    assert (alone - whole).abs().max() > 0.1, "without the whole's pixels the halves must differ, or this tests nothing"
 
 
 def test_pooled_statistics_are_those_of_all_pixels() -> None:

@@ -29,8 +29,8 @@ class StagePlan:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether its tiles would disagree without the whole picture's statistics."""
-        return not self.tiles.is_whole and self.stage.shares_context
+        """Whether it runs in tiles, which would disagree without the whole picture's statistics."""
+        return not self.tiles.is_whole
 
     @property
     def pixels(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 
 import comfy.model_management as mm
 import torch
@@ -57,6 +58,8 @@ class Run:
         """
         planned, region = self.plan.stages[-1], self._regions[-1]
         stage = planned.stage
+        if planned.tiles.is_whole:
+            latent = replace(latent, thumbnail=None)  # it has done its part: nothing asks for its colours
         enlarged = enlarge_picture(picture, self.plan.size)
         preview = LivePreview(enlarged, planned.tiles, stage.result_factor, stage.postprocess, region)
         return self._through("decode", latent, preview)
@@ -104,7 +107,6 @@ class StageRun:
 
     def __init__(self, planned: StagePlan, tiler: Tiler, data: StageData) -> None:
         self.planned, self.stage, self.tiler, self.data = planned, planned.stage, tiler, data
-        self.shares = self.stage.shares_context or data.thumbnail is not None
         self.thumbnail: Tensor | None = None  # the stage's result for it
         self.context: SharedContext | None = None
         self.remade = 0  # tiles, in float32
@@ -118,7 +120,7 @@ class StageRun:
         tiler, tiles = self.tiler, self.planned.tiles
         is_cut = not tiles.is_whole or tiler.largest is not None
         try:
-            if self.stage.is_tileable and (self.data.thumbnail is not None or (is_cut and self.shares)):
+            if self.stage.is_tileable and (self.data.thumbnail is not None or is_cut):
                 self._gather_context(self.planned.thumbnail_area if tiler.largest is None else tiler.largest**2)
             if not is_cut:
                 self.context = None  # a whole picture is its own context; only the thumbnail goes on
@@ -180,7 +182,7 @@ class StageRun:
             return
         side = tiler.largest * self.stage.downscale
         logging.warning(f"TADSR: out of memory; {name} goes on in tiles of at most {side}x{side} pixels")
-        if self.context is None and self.shares:
+        if self.context is None:
             self._gather_context(tiler.largest**2)
 
     def _gather_context(self, area: int) -> None:

@@ -34,8 +34,9 @@ PLACED = {"area", "mask", "control", "gligen", "concat_latent_image"}
 ENCODER_OVERLAP, DECODER_OVERLAP = 4, 3
 UNET_OVERLAP = 16
 # Side of the largest square, in pixels, that is done at once though memory would hold more: attention grows with the
-# square of the area, so that a larger one takes longer than the same area in tiles.
-VAE_LARGEST_SIDE, UNET_LARGEST_SIDE = 1536, 1024
+# square of the area, so that a larger one takes longer than the same area in tiles. One side for all: of a picture that
+# one stage would cut, the others' copies are needed too.
+VAE_LARGEST_SIDE, UNET_LARGEST_SIDE = 1536, 1536
 # Time for one latent pixel before anything was measured, relative to each other.
 ENCODER_TIME, UNET_TIME, DECODER_TIME = 0.3, 0.2, 0.5
 
@@ -59,7 +60,6 @@ class Stage:
     largest_side: int  # pixels of the result; a larger square is not done at once
     multiple: int = 1  # latent pixels: where tiles begin, so that the network halves them as it halves the picture
     is_tileable: bool = True
-    shares_context: bool = True  # whether its tiles would disagree without what they share of the whole picture
     module: nn.Module | None  # holds its GroupNorms, each called once a run; None where that is not known
 
     call: Call
@@ -134,7 +134,6 @@ def prediction_stage(model: ModelPatcher, conditioning: Conditioning, *, is_mask
         largest_side=UNET_LARGEST_SIDE,
         multiple=2**halvings,
         is_tileable=is_tileable,
-        shares_context=False,
         module=model.model.diffusion_model if is_tileable else None,
         call=call,
         in_float32=None if model.model.get_dtype_inference() == torch.float32 else in_float32,
