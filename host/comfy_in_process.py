@@ -23,6 +23,7 @@ MODULES = {  # of nodes/: the one place where tests and benchmarks name them
     "batch": "running.batch",
     "compat": "compat",
     "folders": "models.folders",
+    "forecast": "running.forecast",
     "student": "models.student",
     "tagger": "models.tagger",
     "kept": "running.kept",

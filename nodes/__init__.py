@@ -14,6 +14,7 @@ from .models.folders import register_weights_folder
 from .one_step import TADSROneStep
 from .prompt_from_image import TADSRPromptFromImage
 from .sample import place_sample
+from .twice import tell_second_copy
 from .upscale import TADSRUpscale
 
 
@@ -21,6 +22,7 @@ class TADSRExtension(ComfyExtension):
     """The node pack, as ComfyUI sees it."""
 
     async def on_load(self) -> None:
+        tell_second_copy(TADSRUpscale)
         register_weights_folder()
         place_sample()
 

@@ -12,6 +12,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+NETWORKS = {  # of a socket's type: what we call; wrappers of other packs have it, too
+    "MODEL": ("get_model_object", "model_options", "model_size"),
+    "VAE": ("decode", "patcher", "first_stage_model", "latent_channels"),
+    "TADSR_ENCODER": ("moments", "patcher", "downscale"),
+}
 LATENT_CHANNELS = 4  # SD's VAE
 LARGEST_BITS = 256  # no input takes more than a seed's 64
 
@@ -122,6 +127,13 @@ def _seen(value: object) -> str:
     return repr(value) if plain else _kind(value)
 
 
+def _network(item: Any, value: object) -> object:
+    if not all(hasattr(value, name) for name in NETWORKS[item.get_io_type()]):
+        what = "empty" if value is None else _kind(value)
+        raise _refusal(item, what, f"a {item.get_io_type()}, as Load TADSR Model gives it")
+    return value
+
+
 def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}, {tuple(value.shape)}"
@@ -142,4 +154,5 @@ CHECKS: dict[str, Callable[[Any, object], Any]] = {
     "MASK": _mask,
     "LATENT": _latent,
     "CONDITIONING": _conditioning,
+    **dict.fromkeys(NETWORKS, _network),
 }

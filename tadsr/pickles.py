@@ -46,10 +46,18 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: there is no such file")
     with reading(path, ACCEPTED):
         check_pickle(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _load(path)
         if not isinstance(content, dict):
             raise WeightsError(f"it holds a {type(content).__name__}; accepted is a dict of tensors")
         return content
+
+
+def _load(path: Path) -> Any:
+    """Returns what a checked file holds, mapped; but under safetensors' suffix PyTorch maps nothing else."""
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def check_pickle(path: Path, names: Collection[str] = (), *, sums: bool = True) -> None:

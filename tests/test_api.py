@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pickle
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,31 @@ def test_progress_arrives_on_the_websocket(comfy_server: ComfyServer, small: str
     # ComfyUI drops some of the steps; the last always arrives.
     assert values == sorted(values) and values[-1] == progress[-1]["max"] > 0
     assert events[-1].type == "execution_success"
+
+
+@pytest.mark.parametrize(
+    ("method", "shown", "timestep"),  # of their own, so that nothing is cached
+    [("default", True, 431), ("none", False, 432), ("auto", True, 433)],
+)
+def test_live_previews_follow_the_prompts_choice(
+    comfy_server: ComfyServer, small: str, method: str, shown: bool, timestep: int
+) -> None:
+    prompt = prompt_for(small, timestep=timestep)
+    assert bool(asyncio.run(previews_of(comfy_server, prompt, method))) is shown
+
+
+async def previews_of(server: ComfyServer, prompt: dict[str, Any], method: str) -> int:
+    """Returns how many pictures the server sends while it runs a prompt."""
+    pictures = 0
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId=previews") as socket:
+        order = {"prompt": prompt, "client_id": "previews", "extra_data": {"preview_method": method}}
+        async with session.post(f"{server.url}/prompt", json=order) as response:
+            assert response.status == 200, await response.text()
+        async for message in socket:
+            pictures += message.type == aiohttp.WSMsgType.BINARY
+            if message.type == aiohttp.WSMsgType.TEXT and message.json()["type"] == "execution_success":
+                return pictures
+    raise AssertionError("the server broke off")
 
 
 def test_result_is_closer_to_the_truth_than_lanczos(

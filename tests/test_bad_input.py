@@ -303,6 +303,36 @@ def test_what_a_link_may_carry_and_a_widget_may_not(
     assert_error(comfy, prompt, *words)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("model", "MODEL"), ("encoder", "TADSR_ENCODER"), ("vae", "VAE")])
+@pytest.mark.parametrize(("value", "seen"), [(None, "empty"), (5, "of the type int")])
+def test_networks_that_are_none(comfy: InProcessComfy, name: str, kind: str, value: object, seen: str) -> None:
+    Source.values["linked"] = value
+    prompt = prompt_with()
+    prompt["upscale"]["inputs"][name] = ["source", 0]
+    assert_error(comfy, prompt, f"{name} is {seen}; accepted are a {kind}, as Load TADSR Model gives it")
+
+
+@pytest.mark.parametrize("class_type", ["TADSRUpscale", "TADSREstimate"])
+def test_a_vae_of_other_latents_is_refused_before_any_network_runs(
+    comfy: InProcessComfy, class_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as mm
+    import nodes
+
+    if "pixel_space" not in nodes.VAELoader.INPUT_TYPES()["required"]["vae_name"][0]:
+        pytest.skip("this ComfyUI has no such VAE")
+    monkeypatch.setattr(mm, "load_models_gpu", lambda *_, **__: pytest.fail("a network was loaded"))
+    prompt = prompt_with(vae=["pixels", 0]) | {"pixels": node("VAELoader", vae_name="pixel_space")}
+    with pytest.raises(PromptError) as caught:
+        if class_type == "TADSREstimate":
+            given = {name: prompt["upscale"]["inputs"][name] for name in ("model", "encoder", "vae", "image", "scale")}
+            prompt = {**prompt, "upscale": node(class_type, **given)}
+            del prompt["save"]
+        comfy.run(prompt)
+    text = "vae decodes latents of 3 channels in 2 dimensions; accepted are those of 4 channels in 2 dimensions"
+    assert text in caught.value.message
+
+
 @pytest.mark.parametrize("timesteps", ["500", (1.5,), {"a": 1}, (), 500])
 def test_a_latent_whose_timesteps_are_none(comfy: InProcessComfy, timesteps: object) -> None:
     Source.values["linked"] = {"samples": torch.zeros(1, 4, 16, 16), "tadsr_timesteps": timesteps}

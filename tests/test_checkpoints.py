@@ -128,6 +128,19 @@ def test_a_damaged_checkpoint_is_one_sentence(comfy_inprocess: InProcessComfy, m
         assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_extensions_are_taken_without_regard_to_case(
+    comfy_inprocess: InProcessComfy, models: Path, checkpoint: dict[str, Tensor]
+) -> None:
+    import folder_paths
+
+    adapters, base = "Shouted.SAFETENSORS", "Shouted.CKPT"
+    save(models / "tadsr" / adapters, adapters_for(sd_checkpoint()))
+    torch.save({"state_dict": checkpoint}, models / "checkpoints" / base)
+    assert adapters in folder_paths.get_filename_list("tadsr")
+    assert base in folder_paths.get_filename_list("checkpoints")
+    assert load_pack(comfy_inprocess, adapters, base).upscale(picture(8, 8), 300).shape == (1, 32, 32, 3)
+
+
 def mapped(path: Path) -> bool:
     """Returns whether a file is mapped into this process: what is read from it later would be its new content."""
     return str(path.resolve()) in Path("/proc/self/maps").read_text()

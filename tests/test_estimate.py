@@ -238,6 +238,21 @@ def test_no_byte_of_memory_counts_twice(mini: Pack, monkeypatch: pytest.MonkeyPa
     assert memory.free_for_activations(own) == for_activations - other.model_size()
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (12.34, "12.3 seconds"),
+        (59.96, "60.0 seconds"),
+        (119.7, "2 min 0 s"),
+        (3599.0, "59 min 59 s"),
+        (5400.0, "1 h 30 min"),
+        (12869 * 60 + 32.0, "8 days 22 h"),
+    ],
+)
+def test_times_are_told_in_the_units_of_their_size(mini: Pack, seconds: float, text: str) -> None:
+    assert mini.comfy.module("forecast")._duration(seconds) == f"about {text}"
+
+
 def test_bad_inputs_are_refused_as_by_the_run(mini: Pack) -> None:
     with pytest.raises(PromptError, match="overlaps up to half the tile"):
         estimate(mini, picture(16, 16), tile=64, overlap=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from host.comfy_in_process import InProcessComfy
 from host.node_pack import NO_BASE, load_pack, models_folder, picture
+from host.server import link_pack
 from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode
 from tadsr.geometry import pad_to_multiple
 from tadsr.keys import ldm_unet_to_diffusers
@@ -87,6 +89,24 @@ def assert_close(what: str, ours: Tensor, expected: Tensor) -> None:
     assert error < 2e-4, (
         f"{what} differs by {error:.1e} of its spread: a part of the weights is missing or applied twice"
     )
+
+
+def test_the_pack_installed_twice_is_told(
+    comfy_inprocess: InProcessComfy, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nodes
+
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", dict(nodes.NODE_CLASS_MAPPINGS))
+    second = tmp_path / "tadsr-of-another-name"
+    first = Path(comfy_inprocess.pack.__file__ or "").parent
+    link_pack(second)
+    load = partial(nodes.load_custom_node, module_parent="custom_nodes")
+    with caplog.at_level("WARNING"):
+        assert comfy_inprocess.loop.run_until_complete(load(str(second)))
+    assert f"TADSR is installed twice, in {first} and in {second}" in caplog.text
+    caplog.clear()
+    assert comfy_inprocess.loop.run_until_complete(load(str(second)))  # the same again, as a reload
+    assert "installed twice" not in caplog.text
 
 
 def test_a_v_prediction_checkpoint_is_refused(comfy_inprocess: InProcessComfy, models: Path) -> None:

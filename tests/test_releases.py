@@ -22,6 +22,7 @@ from tadsr.keys import UNetLayout, unet_table
 from tadsr.lora import adapters
 from tadsr.pickles import is_pickle
 from tadsr.releases import read_release, weights_from_official
+from tadsr.sources import read_weights
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, UNET_PREFIX, encoder_state_dict, load, unet_state_dict
 
 SCALES = {"OSEDiff": 2.0, "PiSA-SR": 2.0, "HYPIR": 1.0, "OMGSR-S": 1.0}
@@ -49,6 +50,12 @@ def test_a_file_is_known_by_its_content(name: str, folder: Path) -> None:
     assert {adapter.scale for adapter in found} == {SCALES[name]}
     assert bool(weights.unet_lora_semantic) is (name == "PiSA-SR")
     assert meta.empty_prompt is (name != "OSEDiff")
+
+
+@pytest.mark.parametrize("name", ["OSEDIFF.PKL", "osediff.safetensors", "osediff"])
+def test_no_name_says_what_a_file_is(name: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / RELEASES["OSEDiff"][0], tmp_path / name)
+    assert read_weights(tmp_path / name).metadata.name == "OSEDiff"
 
 
 @pytest.mark.parametrize("name", RELEASES)

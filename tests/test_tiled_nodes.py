@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -424,6 +425,32 @@ def test_progress_rises_to_its_end_and_shows_the_picture(pack: Pack) -> None:
     assert previews, "no preview was shown"
     kind, image, _ = previews[0]
     assert kind == "JPEG" and image.size == (256, 128)
+
+
+@pytest.mark.parametrize(
+    ("flags", "method", "shown"),
+    [
+        ([], "NoPreviews", True),  # nobody has chosen
+        (["--preview-method", "none"], "NoPreviews", False),
+        (["--preview-method=none"], "NoPreviews", False),
+        (["--preview-method", "auto"], "Auto", True),
+    ],
+)
+def test_live_previews_follow_the_flag(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, flags: list[str], method: str, shown: bool
+) -> None:
+    import comfy.utils
+    import latent_preview
+
+    monkeypatch.setattr(sys, "argv", ["main.py", *flags])
+    monkeypatch.setattr(latent_preview, "default_preview_method", latent_preview.LatentPreviewMethod[method])
+    previews: list[Any] = []
+    comfy.utils.set_progress_bar_global_hook(lambda _, __, preview=None, **___: previews.append(preview))
+    try:
+        pack.upscale(picture(16, 16))
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    assert previews and any(previews) is shown
 
 
 def test_fifty_runs_leave_nothing_behind(pack: Pack) -> None:

@@ -1,4 +1,4 @@
-"""A minute of real training on twenty photographs: it learns, and ComfyUI runs what comes out."""
+"""A few minutes of real training on twenty photographs: it learns, and ComfyUI runs what comes out."""
 
 from __future__ import annotations
 

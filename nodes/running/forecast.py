@@ -11,7 +11,7 @@ from .plan import Plan, StagePlan
 from .progress import seconds_for
 
 MEGAPIXEL = 1e6
-MINUTE = 60  # seconds
+MINUTE, HOUR, DAY = 60, 3600, 86400  # seconds
 UNKNOWN_TIME = (
     "not known yet. Run Upscale with TADSR once with this model, on a small picture if you like, and estimate "
     "again: from then on the time is known until ComfyUI ends"
@@ -116,4 +116,8 @@ def _warning(planned: StagePlan, activations: int) -> str:
 def _duration(seconds: float) -> str:
     if seconds < MINUTE:
         return f"about {seconds:.1f} seconds"
-    return f"about {seconds // MINUTE:.0f} min {seconds % MINUTE:.0f} s"
+    if seconds < HOUR:
+        return "about {} min {} s".format(*divmod(round(seconds), MINUTE))
+    if seconds < DAY:
+        return "about {} h {} min".format(*divmod(round(seconds / MINUTE), HOUR // MINUTE))
+    return "about {} days {} h".format(*divmod(round(seconds / HOUR), DAY // HOUR))

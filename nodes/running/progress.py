@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic, perf_counter
 
 import comfy.utils
+import latent_preview
 import torch
+from comfy.cli_args import LatentPreviewMethod
+from comfy_execution.utils import get_executing_context
 from PIL import Image
+from server import PromptServer
 from torch import Tensor
 
 from ...tadsr.geometry import Region, TilePlan
@@ -51,6 +56,9 @@ PREVIEW_SIDE = 512  # pixels of the longer side, as core's sampler previews
 PREVIEW_INTERVAL = 0.5  # seconds
 LEAST_COVERAGE = 1 / 64  # below it a pixel is shown as it was: dividing by less would show noise
 
+PREVIEW_FLAG = "--preview-method"
+PROMPT_EXTRA = 3  # where an entry of ComfyUI's queue, (number, id, prompt, extra data, ...), has the user's choices
+
 ComfyPreview = tuple[str, Image.Image, int]  # format, picture, longest side
 
 
@@ -73,6 +81,28 @@ class Progress:
             self._bar.update_absolute(value, preview=preview.show(done, canvas) if preview else None)
 
         return on_tiles
+
+
+def previews_wanted() -> bool:
+    """Returns whether live previews may be shown: not where the user chose none, for the prompt or by ComfyUI's flag.
+
+    Without a choice they are, though core's samplers then show none: theirs cost a decoder, ours nothing.
+    """
+    method = _method_of_prompt() or "default"
+    if method != "default":
+        return method != LatentPreviewMethod.NoPreviews.value
+    chosen = any(argument.partition("=")[0] == PREVIEW_FLAG for argument in sys.argv)
+    return not chosen or latent_preview.default_preview_method != LatentPreviewMethod.NoPreviews
+
+
+def _method_of_prompt() -> str | None:
+    """Returns what the user chose for the prompt that runs, None where he left it to the flag."""
+    context, queue = get_executing_context(), getattr(PromptServer.instance, "prompt_queue", None)
+    if context is None or queue is None:
+        return None
+    running, _ = queue.get_current_queue_volatile()
+    chosen = [entry[PROMPT_EXTRA].get("preview_method") for entry in running if entry[1] == context.prompt_id]
+    return chosen[0] if chosen else None
 
 
 class LivePreview:

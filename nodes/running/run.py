@@ -18,7 +18,7 @@ from .color import ColorMatch, expanded, finish, finish_part
 from .memory import out_of_memory_error
 from .pictures import StageData, draw_latent, enlarge_picture, to_encoder_input, to_image
 from .plan import Plan, StagePlan
-from .progress import LivePreview, Progress, measured
+from .progress import LivePreview, Progress, measured, previews_wanted
 from .stages import Call
 
 
@@ -61,7 +61,9 @@ class Run:
         if planned.tiles.is_whole:
             latent = replace(latent, thumbnail=None)  # it has done its part: nothing asks for its colours
         enlarged = enlarge_picture(picture, self.plan.size)
-        preview = LivePreview(enlarged, planned.tiles, stage.result_factor, stage.postprocess, region)
+        preview = None
+        if previews_wanted():
+            preview = LivePreview(enlarged, planned.tiles, stage.result_factor, stage.postprocess, region)
         return self._through("decode", latent, preview)
 
     def finish(self, decoded: StageData, picture: Tensor, match: ColorMatch) -> Tensor:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Call = Callable[[Tensor, int], Tensor]  # (n, C, h, w) and a timestep -> (n, C', f h, f w)
 
 # Entries of a CONDITIONING that belong to places in the whole picture, which a tile does not know.
+PLANE = ("height", "width")  # dimensions of a latent that is a picture
 PLACED = {"area", "mask", "control", "gligen", "concat_latent_image"}
 
 # Automatic overlaps in latent pixels, measured: docs/performance.md. A VAE sees further the more often it halves, so
@@ -76,8 +77,24 @@ class Stage:
 def upscale_stages(
     model: ModelPatcher, encoder: TimeAwareEncoderModel, vae: comfy.sd.VAE, conditioning: Conditioning
 ) -> tuple[Stage, Stage, Stage]:
-    """Returns encoder, student and decoder in their order."""
+    """Returns encoder, student and decoder in their order. Raises ValueError for a VAE of other latents."""
+    check_vae(vae, model.get_model_object("latent_format").latent_channels, encoder.downscale)
     return encoder_stage(encoder), prediction_stage(model, conditioning), decoder_stage(vae)
+
+
+def check_vae(vae: comfy.sd.VAE, channels: int, downscale: int) -> None:
+    """Raises ValueError unless the VAE decodes latents of so many channels, each for so many pixels a side."""
+    if vae.latent_dim == len(PLANE) and vae.latent_channels == channels:
+        seen = int(vae.spacial_compression_decode())
+        if seen == downscale:
+            return
+        what = f"one for {seen} pixels of the picture a side"
+    else:
+        what = f"of {vae.latent_channels} channels in {vae.latent_dim} dimensions"
+    raise ValueError(
+        f"vae decodes latents {what}; accepted are those of {channels} channels in {len(PLANE)} dimensions, one for "
+        f"{downscale} pixels a side, as the VAE of Load TADSR Model does"
+    )
 
 
 def encoder_stage(encoder: TimeAwareEncoderModel) -> Stage:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tadsr import weights as tadsr_weights
 from tadsr.errors import WeightsError
 from tadsr.foreign import describe_bytes
+from tadsr.pickles import is_pickle
 from tadsr.sources import VAE_FOLDERS, read_base
 from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, is_tadsr
 
@@ -59,7 +60,7 @@ def read_tensors(path: Path) -> BaseTensors:
 
 
 def _read_file(path: Path) -> BaseTensors:
-    keys, header = _read_header(path) if path.suffix == ".safetensors" and path.is_file() else ([], {})
+    keys, header = _read_header(path) if path.is_file() and not is_pickle(path) else ([], {})
     if is_tadsr(keys):
         return _read_tadsr(path)
     groups = header.get(NORM_GROUPS_FIELD, str(NORM_GROUPS))
