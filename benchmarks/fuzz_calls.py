@@ -74,11 +74,13 @@ def _odd_latent(random: Random) -> Any:
         *(samples[:, :3], samples.repeat(1, 4, 1, 1), samples[0], samples[None], samples[:0], samples[..., :0]),
         *(_with(samples, NAN), _with(samples, INF), samples.to(torch.int32), samples.to(torch.complex64), None, "x"),
     )
+    masks = ("x", 1.0, samples[:, :, :0], _with(torch.ones(1, 1, 8, 8), NAN), torch.ones(()))
     times = ("500", (5000,), (None,), (), (1.5,), [NAN], 500, {"a": 1})
     return random.choice(
         (
             *({**good, "samples": value} for value in wrong),
             *({**good, "tadsr_timesteps": value} for value in times),
+            *({**good, "noise_mask": value} for value in masks),
             *({}, [good], samples, "latent"),
         )
     )
