@@ -114,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             worst = max(worst, largest) if match == restorer.color_match else worst
             pair = [("drawing", Image.fromarray(drawing)), (f"t={timestep}, {match}", result)]
             before_after_sheet(pair).save(arguments.output / f"{match}-{timestep}.png")
-    print(f"{restorer.color_match}, the default: at most {worst:.1f} levels of {BYTE_MAX:g}; pictures: {arguments.output}")
+    print(
+        f"{restorer.color_match}, the default: at most {worst:.1f} levels of {BYTE_MAX:g}; pictures: {arguments.output}"
+    )
     return int(worst > MOST)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from host.node_pack import Pack
 
-CONTEXT_WIDTH = 64  # of the bundled model
+COMPONENTS, CONTEXT_WIDTH = 24, 64  # of the bundled model: its latents, its prompt
 ROUNDING = 1e-6  # the order of additions follows how a picture lies in memory
 NAN, INF = float("nan"), float("inf")
 
@@ -40,7 +40,7 @@ def image(random: Random, batch: int = 0) -> Tensor:
 def latent(random: Random) -> dict[str, Any]:
     """Returns a latent as Time-Aware Encode gives it."""
     count = random.choice((1, 1, 2))
-    samples = _tensor(random, count, 4, random.randrange(8, 13), random.randrange(8, 13)) * 4 - 2
+    samples = _tensor(random, count, COMPONENTS, random.randrange(8, 13), random.randrange(8, 13)) * 4 - 2
     return {"samples": samples, "tadsr_timesteps": tuple(random.choice((1, 300, 999)) for _ in range(count))}
 
 

@@ -17,7 +17,6 @@ NETWORKS = {  # of a socket's type: what we call; wrappers of other packs have i
     "VAE": ("decode", "patcher", "first_stage_model", "latent_channels"),
     "TADSR_ENCODER": ("moments", "patcher", "downscale"),
 }
-LATENT_CHANNELS = 4  # SD's VAE
 LARGEST_BITS = 256  # no input takes more than a seed's 64
 
 
@@ -49,7 +48,9 @@ def _whole(item: Any, value: object) -> int:
     return int(number)
 
 
-def _number(item: Any, value: object, accepted: str = "finite numbers") -> float:
+def _number(item: Any, value: object, accepted: str = "") -> float:
+    limits = (getattr(item, "min", None), getattr(item, "max", None))
+    accepted = accepted or ("finite numbers" if None in limits else f"numbers from {limits[0]:g} to {limits[1]:g}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _refusal(item, _seen(value), accepted)
     if isinstance(value, int) and value.bit_length() > LARGEST_BITS:  # too long for a float, and to be shown
@@ -95,12 +96,8 @@ def _latent(item: Any, value: object) -> dict[str, Any]:
     samples = value.get("samples") if isinstance(value, dict) else None
     if not isinstance(samples, Tensor) or not samples.is_floating_point():
         raise _refusal(item, _kind(samples), "a LATENT with floating-point samples")
-    if samples.ndim != 4 or samples.shape[1] != LATENT_CHANNELS or 0 in samples.shape:
-        raise _refusal(
-            item,
-            f"of the shape {tuple(samples.shape)}",
-            f"pictures of Stable Diffusion's, (batch, {LATENT_CHANNELS}, height, width)",
-        )
+    if samples.ndim != 4 or 0 in samples.shape:
+        raise _refusal(item, f"of the shape {tuple(samples.shape)}", "pictures', (batch, channels, height, width)")
     if not samples.isfinite().all():
         raise _refusal(item, "one with NaN or infinity", "finite numbers. Look at the node that made the latent")
     assert isinstance(value, dict)

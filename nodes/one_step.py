@@ -73,8 +73,8 @@ class TADSROneStep(io.ComfyNode):
         overlap: int = 0,
         any_timestep: bool = False,
     ) -> io.NodeOutput:
-        samples, mask = latent["samples"], noise_mask_of(latent)
         student = student_of(model)
+        samples, mask = checked_samples(latent, model), noise_mask_of(latent)
         timesteps = tuple(
             student.timestep(one, any_timestep=any_timestep) for one in choose_timesteps(latent, timestep)
         )
@@ -89,6 +89,17 @@ class TADSROneStep(io.ComfyNode):
             for sample, sample_timestep in zip(source.split(1), timesteps, strict=True)
         )
         return io.NodeOutput({**latent, "samples": collected(results, len(samples)), TIMESTEPS_KEY: timesteps})
+
+
+def checked_samples(latent: dict[str, Any], model: ModelPatcher) -> Tensor:
+    """Returns a LATENT's samples (B, C, h, w). Raises ValueError where they are not of the MODEL's kind."""
+    samples, channels = latent["samples"], model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"this LATENT has {samples.shape[1]} channels, shape {tuple(samples.shape)}; accepted by this MODEL are "
+            f"{channels}, from Time-Aware Encode with the ENCODER of the same weights"
+        )
+    return samples
 
 
 def noise_mask_of(latent: dict[str, Any]) -> Tensor | None:

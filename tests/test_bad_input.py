@@ -284,7 +284,7 @@ def test_tiles_that_cannot_be(comfy: InProcessComfy, inputs: dict[str, Any], wor
         ("timestep", 250.5, ("timestep is 250.5", "accepted are whole numbers")),
         ("timestep", True, ("timestep is True", "accepted are whole numbers")),
         ("overlap", 7.5, ("overlap is 7.5", "accepted are whole numbers")),
-        ("scale", float("nan"), ("scale is nan", "accepted are finite numbers")),
+        ("scale", float("nan"), ("scale is nan", "accepted are numbers from 1 to 8")),
         ("scale", 2**2000, ("scale is a number of 2001 bits", "up to 256 bits")),
         ("encoding", "middle", ("encoding is 'middle'", "accepted are mode, sample")),
         ("any_timestep", "yes", ("any_timestep is 'yes'", "accepted are true and false")),
@@ -342,7 +342,7 @@ def test_a_latent_whose_timesteps_are_none(comfy: InProcessComfy, timesteps: obj
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
-        (torch.zeros(1, 16, 16, 16), ("of the shape (1, 16, 16, 16)", "(batch, 4, height, width)")),
+        (torch.zeros(1, 16, 16, 16), ("16 channels", "(1, 16, 16, 16)", "accepted by this MODEL are 4")),
         (torch.full((1, 4, 16, 16), torch.nan), ("one with NaN or infinity",)),
         (torch.zeros(1, 4, 16, 16, dtype=torch.int32), ("a tensor of int32",)),
     ],
