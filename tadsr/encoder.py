@@ -28,6 +28,7 @@ ACTIVATIONS_PER_PIXEL = 5  # peak activation buffers of the first level's width;
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Part = Callable[[Tensor, Tensor], Tensor]  # of the encoder: features and the timestep's embedding to features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(queries, keys, values).squeeze(1).transpose(1, 2).reshape_as(q)
 
 
+def run_part(part: Part, h: Tensor, embedding: Tensor) -> Tensor:
+    """Returns what a part of the encoder makes of features; see `TimeAwareTrunk.run`."""
+    return part(h, embedding)
+
+
 class Attention(nn.Module):
     """Single-head self-attention over all pixels, with 1x1 convolutions as projections."""
 
@@ -181,6 +187,7 @@ class TimeAwareTrunk(nn.Module):
     def __init__(self, config: EncoderConfig, attention: Attend, operations: Any, **factory: Any) -> None:
         super().__init__()
         channels = config.channels
+        self.run = run_part  # training puts another one here, which keeps no activations inside a part
         self.time_embedding = TimeEmbedding(config.time_features, TIME_EMBEDDING_WIDTH, operations, **factory)
         self.conv_in = operations.Conv2d(config.in_channels, channels[0], 3, padding=1, **factory)
         self.down = nn.ModuleList(
@@ -195,8 +202,8 @@ class TimeAwareTrunk(nn.Module):
         embedding = self.time_embedding(timestep, image.dtype)
         h = self.conv_in(image)
         for level in self.down:
-            h = level(h, embedding)
-        h = self.mid(h, embedding)
+            h = self.run(level, h, embedding)
+        h = self.run(self.mid, h, embedding)
         return self.conv_out(F.silu(self.norm_out(h), inplace=True))
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tadsr.architecture import TIME_PROJECTION, UNetLayout, is_time_layer
-from tadsr.encoder import EncoderConfig, TimeAwareEncoder, mode, sample
+from tadsr.encoder import EncoderConfig, Part, TimeAwareEncoder, mode, sample
 from tadsr.errors import WeightsError
 from tadsr.keys import (
     diffusers_unet_to_ldm,
@@ -74,7 +74,6 @@ class Student(nn.Module):
         self.encoder = _encoder(base, base.encoder_time if time_aware else {}, seed)
         self.unet = copy.deepcopy(base.unet)
         self.decoder = base.decoder
-        self._checkpointing = False
         for network, name, network_rank in ((self.encoder, "encoder", encoder_rank), (self.unet, "UNet", rank)):
             generator = sample_generator(seed, f"{name} LoRA", 0)
             add_adapters(network, adaptable_modules(network), rank=network_rank, alpha=alpha, generator=generator)
@@ -102,11 +101,7 @@ class Student(nn.Module):
 
     def encode(self, lq: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
         """Returns the scaled latent z, (B, 4, h, w); arguments as of `forward`."""
-        if self._checkpointing and torch.is_grad_enabled():
-            moments = checkpoint(self.encoder, lq, timestep, use_reentrant=False)
-            assert isinstance(moments, Tensor)
-        else:
-            moments = self.encoder(lq, timestep)
+        moments = self.encoder(lq, timestep)
         return (mode(moments) if noise is None else sample(moments, noise)) * LATENT_SCALE
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -115,7 +110,7 @@ class Student(nn.Module):
 
     def enable_checkpointing(self) -> None:
         """Makes the backward pass compute activations again instead of keeping them."""
-        self._checkpointing = True
+        self.encoder.encoder.run = _checkpointed
         self.unet.enable_gradient_checkpointing()
         self.decoder.enable_checkpointing()
 
@@ -198,6 +193,13 @@ def _time_layers(encoder: TimeAwareEncoder) -> dict[str, nn.Parameter]:
 
 def _unet_table(student: Student) -> dict[str, str]:
     return unet_table(UNetLayout.from_diffusers(name for name, _ in student.unet.named_modules()))
+
+
+def _checkpointed(part: Part, h: Tensor, embedding: Tensor) -> Tensor:
+    """Returns what a level of the encoder gives, keeping its input alone for the backward pass."""
+    if not torch.is_grad_enabled():
+        return part(h, embedding)
+    return cast(Tensor, checkpoint(part, h, embedding, use_reentrant=False))
 
 
 def _tensors(found: Mapping[str, Adapter]) -> dict[str, Tensor]:

@@ -143,10 +143,7 @@ class Objective:
     def _compare(self, image: Tensor, batch: MicroBatch) -> Comparison:
         """Compares by LPIPS; VGG's features are the largest tensors of a step, which checkpointing computes again."""
         settings, perceptual = self.settings, self.perceptual
-        first = batch.indices[0]  # one place for the micro batch
-        place = sample_integers(settings.seed, "LPIPS shift", (2 * first, 2 * first + 1), 0, settings.lpips_shift)
-        top, left = place.tolist()
-        crops = shared_crop((image, batch.hq), top, left, settings.lpips_shift)
+        crops = shared_crop((image, batch.hq), *self._place(batch), settings.lpips_shift)
 
         def compared(a: Tensor, b: Tensor) -> Comparison:
             ours, real = perceptual.features(a), perceptual.features(b)
@@ -156,6 +153,15 @@ class Objective:
         if not settings.gradient_checkpointing:
             return compared(*crops)
         return cast(Comparison, checkpoint(compared, *crops, use_reentrant=False))
+
+    def _place(self, batch: MicroBatch) -> tuple[int, int]:
+        """Returns top and left of the crop that LPIPS sees: one place for the micro batch."""
+        if not self.settings.lpips_shift:
+            return 0, 0
+        first = batch.indices[0]
+        numbers = (2 * first, 2 * first + 1)
+        top, left = sample_integers(self.settings.seed, "LPIPS shift", numbers, 0, self.settings.lpips_shift).tolist()
+        return top, left
 
     def _distillation(self, teacher: Teacher, batch: MicroBatch, x0: Tensor, timestep: Tensor) -> Tensor:
         """Returns the loss of (timestep-aware) variational score distillation."""
