@@ -104,6 +104,6 @@ def _base_path(file: TadsrWeights, weights_name: str, base_name: str) -> str | N
         return None
     if base_name == NO_BASE:
         raise WeightsError(
-            f"{weights_name} holds no base model; choose as base a checkpoint in models/checkpoints: {WANTED_BASE}"
+            f"{weights_name} has no base model; choose as base a checkpoint in models/checkpoints: {WANTED_BASE}"
         )
     return folder_paths.get_full_path_or_raise(CHECKPOINTS, base_name)

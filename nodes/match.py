@@ -11,7 +11,7 @@ from .checks import checked
 from .inputs import CATEGORY, color_match_input, color_strength_input
 from .running.batch import Collected
 from .running.color import ColorMatch, finish
-from .running.pictures import check_image, to_image, to_planes
+from .running.pictures import check_image, to_bchw, to_image
 
 
 class TADSRFinish(io.ComfyNode):
@@ -50,7 +50,7 @@ class TADSRFinish(io.ComfyNode):
         results = Collected(len(image))
         for index, picture in enumerate(image):
             mm.throw_exception_if_processing_interrupted()
-            enlarged = to_planes(reference[index % len(reference)])
-            results.add(to_image(finish(to_planes(picture), enlarged, match)))
+            enlarged = to_bchw(reference[index % len(reference)])
+            results.add(to_image(finish(to_bchw(picture), enlarged, match)))
             progress.update(1)
         return io.NodeOutput(results.whole)

@@ -15,7 +15,7 @@ from .inputs import CATEGORY, image_input
 from .models.folders import WEIGHTS_FOLDER, file_identity
 from .models.tagger import TaggerModel, load_tagger
 from .models.token_limit import CONTEXT_TOKENS, fit
-from .running.pictures import check_image, fill_hidden, split_alpha, to_planes
+from .running.pictures import check_image, fill_hidden, split_alpha, to_bchw
 
 LIKELY_NAME = "dape"  # what the docs call the file: only to choose the first of the list
 
@@ -109,7 +109,7 @@ class TADSRPromptFromImage(io.ComfyNode):
 
 def _tags(network: TaggerModel, picture: Tensor, scale: float) -> list[str]:
     """Returns the tags of one picture of an IMAGE, (H, W, C)."""
-    rgb, _ = split_alpha(fill_hidden(to_planes(picture)))
+    rgb, _ = split_alpha(fill_hidden(to_bchw(picture)))
     height, width = rgb.shape[2:]
     return network.tags_of(rgb, (round(height * scale), round(width * scale)))
 

@@ -1,4 +1,4 @@
-"""Updates of one trained network: sound ones, and gradients that are no numbers."""
+"""Updates of one trained network: sound ones, and gradients that are NaN."""
 
 from __future__ import annotations
 

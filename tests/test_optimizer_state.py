@@ -86,7 +86,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
     tensors, state = saved.tensors()
     with pytest.raises(CheckpointError, match=r"optimizer.weight.exp_avg is \(24, 24\) in the .*, \(16, 16\) in the"):
         load_optimizer(other.optimizer, other.names, tensors, state, "optimizer.")
-    with pytest.raises(CheckpointError, match="optimiser has bias, which the model does not train now"):
+    with pytest.raises(CheckpointError, match="optimizer has bias, which the model does not train now"):
         load_optimizer(other.optimizer, {"weight": other.names["weight"]}, tensors, state, "optimizer.")
     del tensors["optimizer.bias.exp_avg_sq"]
     with pytest.raises(CheckpointError, match="the model has optimizer.bias.exp_avg_sq, which the checkpoint has not"):

@@ -22,7 +22,7 @@ from tadsr.keys import Table, inverse, rename, unet_table, vae_table_of
 from tadsr.lora import Adapter, adapters
 from tadsr.releases import MODULE_LISTS, OFFICIAL_ALPHA, PARTS, RANKS, VAE_ADAPTERS, VAE_MODULE_LIST
 from tadsr.weights import UNET_PREFIX, TadsrWeights, load, validate
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 
 GROUPS = {  # first part of a UNet module's name: the adapter that the official code trains it in
     "conv_in": "default_encoder",
@@ -41,7 +41,7 @@ def save_official(path: Path, weights: TadsrWeights) -> None:
     content = {name: _to_cpu(part) for name, part in official_state(weights).items()}
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def official_state(weights: TadsrWeights) -> dict[str, Any]:

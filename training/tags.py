@@ -29,7 +29,7 @@ from tadsr.tagger_weights import TaggerWeights, load
 from tadsr.tags import tags_text
 from training.data.pairs import read_pairs
 from training.data.pictures import PROMPT_SUFFIX, DataError, Picture, Skipped, scan_folder
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 from training.data.tagging import DOWNSCALE, HQ, LQ, tag
 
 SHOWN = 20  # pictures left out that are named
@@ -47,7 +47,7 @@ class Folder:
         return _sidecar(picture).is_file()
 
     def write(self, picture: Picture, tags: str) -> None:
-        write_whole(_sidecar(picture), f"{tags}\n".encode())
+        write_atomically(_sidecar(picture), f"{tags}\n".encode())
 
     def finish(self) -> str:
         """Returns what was written, in words."""
@@ -77,7 +77,7 @@ class PairList:
         self._tags |= self._read_parts()
         done = [picture for picture in self.pictures if self.is_done(picture)]
         lines = ["\t".join([*(self._path(path) for path in _key(p)), self._tags[_key(p)]]) for p in done]
-        write_whole(self.output, "".join(f"{line}\n" for line in lines).encode())
+        write_atomically(self.output, "".join(f"{line}\n" for line in lines).encode())
         for part in self._parts():
             part.unlink()
         return f"{self.output}, tags of {len(done)} of {len(self.pictures)} pairs"

@@ -21,7 +21,7 @@ from training.config.parsing import ConfigError
 from training.config.train_config import PRESETS, TrainConfig, load_config, resolved
 from training.data import DataError
 from training.data.prompts import PromptError
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 from training.metrics.pretrained import LpipsWeightsError
 from training.run.build import Data, build_run, open_data, skipped_lines, write_skipped
 from training.run.checkpoint import CheckpointError
@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     """Runs a training from its last checkpoint, or its start, to its end; returns the weights file.
 
     Raises ValueError (and its kinds) for settings, data, prompts, weights and checkpoints that cannot be used;
-    TrainingStopped if the loss is no number for too long.
+    TrainingStopped if the loss is NaN or infinite for too long.
     """
     patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[patience])
@@ -52,7 +52,7 @@ def train(config: TrainConfig, *, allow_config_change: bool = False) -> Path:
     trainer = Trainer(build_run(config, data, accelerator), accelerator)
     resumed = trainer.resume(allow_config_change=allow_config_change)
     if accelerator.is_main_process:
-        write_whole(config.output / CONFIG_NAME, resolved(config).encode())
+        write_atomically(config.output / CONFIG_NAME, resolved(config).encode())
         start = f"resumed at step {trainer.counters.step}" if resumed else "started"
         print(f"{start}: {data.training.epoch_length} pictures, {len(data.validation)} for validation", flush=True)
     weights = trainer.train()

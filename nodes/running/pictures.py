@@ -66,7 +66,7 @@ def check_image(image: Tensor, name: str = "image") -> Tensor:
     return image
 
 
-def to_planes(picture: Tensor) -> Tensor:
+def to_bchw(picture: Tensor) -> Tensor:
     """Returns one picture of an IMAGE as float32: (H, W, C) -> (1, 3 or 4, H, W) in [0, 1]; grey as RGB."""
     planes = picture.movedim(-1, 0).unsqueeze(0).float().clamp(0.0, 1.0)
     return planes.expand(-1, RGB, -1, -1) if planes.shape[1] == GREY else planes
@@ -115,7 +115,7 @@ def enlarge_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
     What colours are hidden under full transparency makes no difference to it.
     """
-    return enlarge(fill_hidden(to_planes(picture)), size)
+    return enlarge(fill_hidden(to_bchw(picture)), size)
 
 
 def fill_hidden(planes: Tensor) -> Tensor:

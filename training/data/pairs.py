@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.data.pictures import Catalogue, DataError, Picture, PictureError, Skipped, in_threads, read_size
-from training.data.storage import Stored
+from training.data.storage import ByteRange
 
 FIELD = r"""(?:"([^"]+)"|'([^']+)'|([^\s"']\S*))"""  # a path with spaces is quoted
 SPACED_LINE = re.compile(rf"{FIELD}\s+{FIELD}(?:\s+(.*))?")
@@ -80,7 +80,7 @@ def _inspect(line: PairLine, folder: Path, scale: int) -> Picture | Skipped:
         except PictureError as error:
             return Skipped(written, f"{error} (line {line.number})")
     _check_sizes(line.number, sizes[0], sizes[1], scale)
-    hq, lq = (Stored(str(folder / written)) for written in (line.hq, line.lq))
+    hq, lq = (ByteRange(str(folder / written)) for written in (line.hq, line.lq))
     return Picture(line.hq, hq, sizes[0], lq, line.tags or None)
 
 

@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from training.data.storage import Stored, open_file, printable
+from training.data.storage import ByteRange, open_file, printable
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PROMPT_SUFFIX = ".txt"
@@ -67,9 +67,9 @@ class Picture:
     """A photograph for training."""
 
     name: str
-    hq: Stored
+    hq: ByteRange
     size: tuple[int, int]  # (height, width) of hq, upright
-    lq: Stored | None = None  # its low-quality version, of the same size or smaller; None: to be made
+    lq: ByteRange | None = None  # its low-quality version, of the same size or smaller; None: to be made
     prompt: str | None = None  # None: the default prompt
 
 
@@ -143,7 +143,7 @@ def scan_folder(folder: Path, sidecars: bool) -> Catalogue:
         text = texts.get(os.path.splitext(file)[0]) if sidecars else None
         prompt, problem = _read_sidecar(Path(text), folder) if text else (None, None)
         try:
-            return Picture(name, Stored(file), read_size(file), prompt=prompt), problem
+            return Picture(name, ByteRange(file), read_size(file), prompt=prompt), problem
         except PictureError as error:
             return None, Skipped(name, str(error))
 
@@ -183,7 +183,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> lis
 
 def _read_sidecar(path: Path, folder: Path) -> tuple[str | None, Skipped | None]:
     try:
-        return read_prompt(Stored(str(path)).read()), None
+        return read_prompt(ByteRange(str(path)).read()), None
     except OSError as error:
         return None, Skipped(path.relative_to(folder).as_posix(), describe_damage(error))
     except PictureError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tadsr.sources import sha256
 from tadsr.weights import PROMPT_KEY, is_tadsr, read_metadata
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -122,7 +122,7 @@ def _encode_missing(texts: Sequence[str], files: Mapping[str, Path], folder: Pat
         tokens = tokenizer(some, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
         embeddings = encoder(tokens.input_ids.to(device)).last_hidden_state.cpu()
         for text, embedding in zip(some, embeddings, strict=True):
-            write_whole(files[text], save({EMBEDDING_KEY: embedding.contiguous()}))
+            write_atomically(files[text], save({EMBEDDING_KEY: embedding.contiguous()}))
 
 
 def _warn_of_long_texts(texts: Sequence[str], tokenizer: CLIPTokenizer) -> None:

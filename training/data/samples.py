@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tadsr.geometry import enlarge, resize_bicubic
 from training.data.pictures import DataError, Picture, PictureError, decode, describe_damage
-from training.data.storage import Stored
+from training.data.storage import ByteRange
 from training.degradation import (
     FULL,
     LIGHT,
@@ -83,19 +83,19 @@ def shrink(hq: np.ndarray, scale: int) -> np.ndarray:
 
 def _read(picture: Picture, options: SampleOptions) -> tuple[np.ndarray, np.ndarray | None, int]:
     """Returns HQ, LQ if the picture has one, and the grid on which crops lie: HQ pixels in an LQ pixel."""
-    hq = _read_stored(picture.hq)
+    hq = _read_range(picture.hq)
     if min(hq.shape[:2]) < options.crop:
         raise PictureError(f"is {hq.shape[1]}x{hq.shape[0]} pixels, smaller than the crop of {options.crop}")
     if picture.lq is None:
         return hq, None, 1
-    lq = _read_stored(picture.lq)
+    lq = _read_range(picture.lq)
     grid = hq.shape[0] // lq.shape[0]
     if grid not in (1, options.scale) or hq.shape != (grid * lq.shape[0], grid * lq.shape[1], 3):
         raise PictureError(f"is {hq.shape[1]}x{hq.shape[0]} pixels, and its LQ {lq.shape[1]}x{lq.shape[0]}")
     return hq, lq, grid
 
 
-def _read_stored(place: Stored) -> np.ndarray:
+def _read_range(place: ByteRange) -> np.ndarray:
     try:
         data = place.read()
     except OSError as error:

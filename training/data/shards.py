@@ -32,7 +32,7 @@ from training.data.pictures import (
     scan_folder,
     walk,
 )
-from training.data.storage import Stored, open_file, printable, write_whole
+from training.data.storage import ByteRange, open_file, printable, write_atomically
 
 SHARD_SUFFIX = ".tar"
 INDEX_FORMAT = 1  # raised when the index changes, so that old ones are made again
@@ -78,7 +78,7 @@ def read_shards(shards: Sequence[Path], cache: Path) -> Catalogue:
         index = read_index(shard, cache)
         skipped += index.skipped
         for member in index.members:
-            place = Stored(str(shard), member.offset, member.size)
+            place = ByteRange(str(shard), member.offset, member.size)
             name = printable(f"{shard.stem}/{member.key}")
             pictures.append(Picture(name, place, (member.height, member.width), prompt=member.prompt))
     if not pictures:
@@ -96,7 +96,7 @@ def read_index(shard: Path, cache: Path) -> ShardIndex:
     if index is None or index.stamp != stamp:
         index = index_shard(shard, stamp)
         content = json.dumps({"format": INDEX_FORMAT, **asdict(index)})
-        write_whole(place, content.encode())
+        write_atomically(place, content.encode())
     return index
 
 

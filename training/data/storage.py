@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ByteRange:
     """Where the bytes of a file are: a file of its own, or `size` bytes of a shard from `offset`."""
 
     path: str
@@ -36,7 +36,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")

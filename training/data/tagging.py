@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tadsr.tagger_input import tagger_input
 from tadsr.tagger_weights import TaggerWeights
 from training.data.pictures import Picture, PictureError, decode, describe_damage
-from training.data.storage import Stored
+from training.data.storage import ByteRange
 from training.degradation import degrade
 from training.images import to_tensor
 
@@ -78,7 +78,7 @@ def tag(
             yield next(remaining), item if isinstance(item, str) else next(given)
 
 
-def _read(place: Stored) -> np.ndarray:
+def _read(place: ByteRange) -> np.ndarray:
     try:
         return decode(place.read())
     except OSError as error:

@@ -34,7 +34,7 @@ from training.data.pictures import (
     read_size,
     text_beside,
 )
-from training.data.storage import Stored
+from training.data.storage import ByteRange
 from training.images import to_tensor
 
 LQ_FOLDERS = ("test_lr", "lr", "lq", "low", "input")
@@ -131,7 +131,7 @@ def check_sizes(pictures: Iterable[TestPicture], scale: int) -> None:
 def read_picture(path: Path) -> Tensor:
     """Returns the picture as (1, 3, H, W) float32 in [0, 1]. Raises EvaluationError for a broken file."""
     try:
-        pixels = decode(Stored(str(path)).read())
+        pixels = decode(ByteRange(str(path)).read())
     except OSError as error:
         raise EvaluationError(f"{path} {describe_damage(error)}") from error
     except PictureError as error:

@@ -21,7 +21,7 @@ from training.cache import cache_directory
 from training.config.parsing import ConfigError, accepted, hints_of, validate
 from training.config.train_config import PROMPT, Count, CountOrNone, Decay, Rate, Share
 from training.data import StepBatches, collate, degraded, open_training_set, worker_init
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.pt", "log.jsonl", "config.json"
 LEAST_RATE = 0.02  # of the peak, at the end of the cosine
@@ -84,7 +84,7 @@ class Stage(nn.Module):
 
     @abstractmethod
     def groups(self) -> list[dict[str, Any]]:
-        """Returns the optimiser's groups: `params`, and their `share` of the learning rate."""
+        """Returns the optimizer's groups: `params`, and their `share` of the learning rate."""
 
     @abstractmethod
     def losses(self, lq: Tensor, hq: Tensor, progress: float) -> Losses:
@@ -197,7 +197,7 @@ class _Run:
             },
             buffer,
         )
-        write_whole(self.config.output / CHECKPOINT, buffer.getvalue())
+        write_atomically(self.config.output / CHECKPOINT, buffer.getvalue())
 
     def _trained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns what is trained of a stage's state; the rest comes from files, which may have changed since."""

@@ -28,7 +28,7 @@ from training.data import (
     open_validation_set,
 )
 from training.data.prompts import PromptBook
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 from training.metrics.lpips import LPIPS
 from training.networks.base import Base, load_base
 from training.networks.discriminator import Discriminator
@@ -242,4 +242,4 @@ def skipped_lines(skipped: tuple[Skipped, ...], shown: int) -> list[str]:
 def write_skipped(skipped: tuple[Skipped, ...], output: Path) -> None:
     """Writes the files left out into the run's folder, one a line; nothing if there are none."""
     if skipped:
-        write_whole(output / "skipped.txt", "".join(f"{item}\n" for item in skipped).encode())
+        write_atomically(output / "skipped.txt", "".join(f"{item}\n" for item in skipped).encode())

@@ -43,7 +43,7 @@ def describe(config: TrainConfig) -> str:
         f"steps: {config.steps} of {config.batch} samples, {epoch / config.batch:.1f} steps an epoch, "
         f"{config.steps * config.batch / epoch:.1f} epochs",
         f"memory of one process, estimated: {(weights + training + activations) / GIB:.2f} GiB ({weights / GIB:.2f} "
-        f"weights, {training / GIB:.2f} gradients and optimisers, {activations / GIB:.2f} activations)",
+        f"weights, {training / GIB:.2f} gradients and optimizers, {activations / GIB:.2f} activations)",
     ]
     return "\n".join(lines)
 
@@ -51,7 +51,7 @@ def describe(config: TrainConfig) -> str:
 def memory(
     config: TrainConfig, student: Student, teacher: Teacher | None, perceptual: LPIPS, context: Tensor
 ) -> tuple[int, int, int]:
-    """Returns estimated bytes of weights, of gradients and optimisers, and of kept activations, in one process.
+    """Returns estimated bytes of weights, of gradients and optimizers, and of kept activations, in one process.
 
     Activations are counted on a small crop, and multiplied by the pixels: attention, whose memory grows faster
     where no fused kernel is used, makes it more; what the kernels need for themselves is not in it.

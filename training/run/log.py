@@ -12,7 +12,7 @@ from types import TracebackType
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.data.storage import write_whole
+from training.data.storage import write_atomically
 
 LOG_NAME, TENSORBOARD_FOLDER = "log.jsonl", "tensorboard"
 
@@ -49,7 +49,7 @@ class Progress:
             lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             if kept != lines:
-                write_whole(self.log, "".join(kept).encode())
+                write_atomically(self.log, "".join(kept).encode())
 
     def step(self, step: int, losses: Mapping[str, float]) -> None:
         """Moves the bar to `step`, the number of steps done, and shows the losses beside it."""

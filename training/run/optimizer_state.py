@@ -58,7 +58,7 @@ def load_optimizer(
     steps: Mapping[str, int] = state["steps"]
     unknown = [name for name in steps if name not in names]
     if unknown:
-        raise CheckpointError(f"the checkpoint's optimiser has {_listed(unknown)}, which the model does not train now")
+        raise CheckpointError(f"the checkpoint's optimizer has {_listed(unknown)}, which the model does not train now")
     wanted = {f"{prefix}{name}.{moment}": names[name] for name in steps for moment in MOMENTS}
     _check(wanted, _with_prefix(tensors, prefix))
     numbers = {p: number for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
