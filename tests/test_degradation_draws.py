@@ -180,11 +180,11 @@ def test_changed_config_changes_what_is_drawn() -> None:
         (lambda: SincConfig(probability=1.5), "probability"),
         (lambda: ResizeConfig(up=0.5), "up, down, keep"),
         (lambda: ResizeConfig(scale=(0.0, 1.0)), "scale"),
-        (lambda: ResizeConfig(modes=("nearest",)), "nearest"),
+        (lambda: ResizeConfig(modes=("nearest",)), "nearest"),  # pyright: ignore[reportArgumentType]
         (lambda: NoiseConfig(sigma=(5.0, 1.0)), "sigma"),
         (lambda: JpegConfig(quality=(0, 95)), "quality"),
         (lambda: DegradationConfig(downscale=0), "downscale"),
-        (lambda: DegradationConfig(final_modes=("lanczos",)), "lanczos"),
+        (lambda: DegradationConfig(final_modes=("lanczos",)), "lanczos"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_impossible_configs_are_refused(make: type, message: str) -> None:

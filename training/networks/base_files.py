@@ -121,11 +121,12 @@ def _check_kind(unet: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:
         raise WeightsError(f"it seems to be Stable Diffusion XL, or another model with a label embedding; {ACCEPTED}")
     if "input_blocks.0.0.weight" not in unet:
         raise WeightsError(f"it has no UNet of the Stable Diffusion kind ({len(unet)} tensors of another one)")
-    inputs = unet["input_blocks.0.0.weight"].shape[1]
-    if inputs != LATENT_CHANNELS:
+    inputs, first = unet["input_blocks.0.0.weight"].shape[1], vae.get("decoder.conv_in.weight")
+    latents = LATENT_CHANNELS if first is None else first.shape[1]
+    if inputs != latents:
         seems = OTHER_INPUTS.get(inputs, "another kind of model")
         raise WeightsError(
-            f"its UNet takes {inputs} channels, so it seems to be {seems}; accepted is {LATENT_CHANNELS}"
+            f"its UNet takes {inputs} channels, so it seems to be {seems}; accepted are its VAE's {latents}"
         )
     if any(key.endswith(".proj_in.weight") and t.ndim == 4 for key, t in unet.items()):
         raise WeightsError(
