@@ -92,8 +92,8 @@ def is_drawn(path: Path) -> bool:
 
 def test_latents_come_from_the_encoder_at_their_timestep(restorer: Restorer, samples: list[Sample]) -> None:
     z = latents(restorer, samples, [100, 900])
-    downscale = restorer.encoder.downscale
-    assert z.shape == (2, 3, 4, 4 * SIDE // downscale, 4 * SIDE // downscale)
+    side = 4 * SIDE // restorer.encoder.downscale
+    assert z.shape == (2, 3, restorer.unet.config["in_channels"], side, side)
     assert_nearly(z[1, 2], restorer.latent(samples[2].lq, 900)[0])
     assert differ(z[0], z[1])
 
@@ -119,7 +119,8 @@ def test_principal_components_find_the_directions_of_a_known_cloud() -> None:
 
 def test_scores_of_a_checkpoint_are_those_of_the_training(checkpoint: Path, base: Path, teacher: Teacher) -> None:
     scores = load_scores(checkpoint)
-    z, timestep = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([300])
+    channels = load_base(base).unet.config["in_channels"]
+    z, timestep = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([300])
     with torch.no_grad():
         fake = scores.teacher(z, timestep, scores.context)
         assert_nearly(fake, teacher(z, timestep, scores.context))
