@@ -151,12 +151,20 @@ def plan_stage(
         side = max(SMALLEST_TILE, math.isqrt(area) // stage.multiple * stage.multiple)
     latent_overlap = min(math.ceil(overlap / stage.downscale) or stage.overlap, side // 2)
     tiles = plan_tiles(height, width, tile=side, overlap=latent_overlap, multiple=stage.multiple)
+    while tiles.overlap > (half := _least_cut_side(tiles) // 2):  # tiles of equal size are a little smaller than asked
+        tiles = plan_tiles(height, width, tile=side, overlap=half, multiple=stage.multiple)
     at_once = 1 if mm.is_device_cpu(stage.patcher.load_device) else area // (tiles.tile_height * tiles.tile_width)
     batch = max(1, min(at_once, len(tiles.tiles)))
     # With tiles asked for, tiles that equal the whole are worth more than time.
     enough = min(height * width // 4, (THUMBNAIL_SIDE // stage.downscale) ** 2)
     thumbnail_area = area if tile else min(area, max(SMALLEST_TILE**2, enough))
     return StagePlan(stage, tiles, batch, area, thumbnail_area)
+
+
+def _least_cut_side(tiles: TilePlan) -> int:
+    """Returns the shorter side of the tiles, of those sides that are cut; twice the overlap where none is."""
+    sides = ((tiles.tile_height, tiles.height), (tiles.tile_width, tiles.width))
+    return min((side for side, whole in sides if side < whole), default=2 * tiles.overlap)
 
 
 def rounded_tile(tile: int) -> int:
