@@ -36,6 +36,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def inference_mode() -> Iterator[None]:
+    """As ComfyUI runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of this repository."""

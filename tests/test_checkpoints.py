@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,13 +22,7 @@ from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, save
 ADAPTERS, MINI = "checkpoints-adapters.safetensors", "checkpoints-mini.safetensors"
 TEXT = "cond_stage_model.model.transformer.resblocks"
 Change = Callable[[dict[str, Tensor]], object]
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.fuzz import LIMIT_SECONDS, RIGHT, report, trials
 from benchmarks.fuzz_calls import attempt_call, call
@@ -17,13 +15,7 @@ from host.node_pack import load_pack, models_folder
 
 FILES, CALLS = 200, 200
 SEED = 7  # not the command's
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 def test_damaged_weights_files(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,7 @@ from tadsr.weights import BASE_UNET_PREFIX, BASE_VAE_PREFIX, encoder_state_dict,
 from training.mini.networks import VAE_CHANNELS
 
 MINI, ADAPTERS, CHECKPOINT = "loader-mini.safetensors", "loader-adapters.safetensors", "loader-sd.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

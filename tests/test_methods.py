@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,7 @@ from tadsr.weights import TadsrWeights, save
 CHECKPOINT = "methods-sd.safetensors"
 CONTEXT = torch.randn(1, 7, 1024, generator=torch.Generator().manual_seed(3))
 TOLERANCE = 2e-5  # of the largest value: float32, some hundred layers
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,7 @@ WEIGHTS = "precision.safetensors"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Of the result's standard deviation, root mean square. bf16 has 8 bits of mantissa, fp16 has 11.
 TOLERANCES = {"fp32": 1e-6, "fp16": 2e-2, "bf16": 1e-1}
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tadsr.weights import save as save_weights
 
 TAGGER = "dape-small.safetensors"
 CONTEXT_TOKENS = 77
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 class Source:
@@ -58,13 +58,6 @@ class Sink:
     def take(self, text: str) -> tuple[()]:
         self.texts.append(text)
         return ()
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -30,13 +30,7 @@ from tadsr.weights import save
 RANDOM, BUNDLED = "random-tiled.safetensors", "tadsr-mini.safetensors"
 TILES = {"tile": 96, "overlap": 32}  # pixels of the result; the pictures below are larger
 LEVEL = 1 / 255
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,13 +11,7 @@ from host.node_pack import Pack, load_pack
 
 LEVEL = 1 / 255
 RED, GREEN, BLACK, WHITE = ((200, 30, 30), (0, 255, 0), (0, 0, 0), (255, 255, 255))
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +20,7 @@ from tadsr.weights import save
 RANDOM = "random-inputs.safetensors"
 TILES = {"tile": 96, "overlap": 32}
 LEVEL = 1 / 255
-
-
-@pytest.fixture(autouse=True)
-def inference_mode() -> Iterator[None]:
-    """As ComfyUI runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference_mode")
 
 
 @pytest.fixture(scope="module")
