@@ -39,7 +39,8 @@ def try_files(connection: Connection, seed: int) -> None:
     """Serves numbers of damaged files: sends the trial's class and result for each."""
     import torch
 
-    from benchmarks.fuzz_weights import attempt, damaged, good_files
+    from benchmarks.fuzz_files import good_files
+    from benchmarks.fuzz_weights import attempt, damaged
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="tadsr-fuzz-") as folder:

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.fuzz import LIMIT_SECONDS, RIGHT, report, trials
 from benchmarks.fuzz_calls import attempt_call, call
-from benchmarks.fuzz_weights import DAMAGES, attempt, damaged, good_files
+from benchmarks.fuzz_files import good_files
+from benchmarks.fuzz_weights import DAMAGES, attempt, damaged
 from host.comfy_in_process import InProcessComfy
 from host.node_pack import load_pack, models_folder
 
