@@ -62,11 +62,11 @@ class Batches:
         shift = rng.integers(SCALE, size=(count, 2)) * (rng.random((count, 1)) < self.shifted)
         places = (SIDE - self.side) // SCALE + 1 - (shift > 0)
         corner = SCALE * (rng.random((count, 2)) * places).astype(int) + shift
+        taught = self._to_device(self.arrays["done"][index] == 1)[:, None, None, None]
         index, corner = self._to_device(index), self._to_device(corner)
         large = enlarge(_image(self.lq[index]), (SIDE, SIDE)).permute(0, 2, 3, 1)
         photograph = _image(self._crops(self.hq, index, corner))
         teacher = _image(self._crops(self.teacher, index, corner))
-        taught = self._to_device(self.arrays["done"])[index].bool()[:, None, None, None]
         lq = self._crops(large, torch.arange(count, device=self.device), corner).permute(0, 3, 1, 2)
         return lq, photograph, torch.where(taught, teacher, photograph)
 

@@ -10,9 +10,8 @@ lattice of 4 pixels; `--adversarial 0.5` adds a discriminator on features of VGG
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import math
-import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -25,9 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tadsr.schedule import MAX_TIMESTEP, MIN_TIMESTEP, alpha_bar
+from training.data.storage import write_atomically
 from training.metrics.lpips import LPIPS
 from training.metrics.reference import luma
 from training.mini.batches import Batch, Batches
+from training.mini.descent import follow, half_cosine
 from training.mini.patches import SIDE, Patches
 from training.mini.samples import PATCHES
 from training.mini.unet import Residual
@@ -60,8 +61,7 @@ def draw_timesteps(count: int, faithful: float, rng: np.random.Generator) -> Ten
 
 def learning_rate(step: int, peak: float, warmup: int, progress: float) -> float:
     """Returns the rate of a step: a linear rise, and half a cosine to the end. progress: 0..1."""
-    cosine = LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return peak * min(1.0, (step + 1) / warmup) * cosine
+    return peak * min(1.0, (step + 1) / warmup) * half_cosine(progress, LEAST_RATE)
 
 
 def lattice_shares(image: Tensor) -> Tensor:
@@ -206,11 +206,11 @@ class Run:
         self.step, self.seconds = state["step"], state.get("seconds", 0.0)
 
     def save(self) -> None:
-        """Writes the checkpoint so that a stop leaves the old one or the new one."""
+        """Writes the checkpoint, whole or not at all."""
         state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimizer")}
-        unfinished = self.path.with_suffix(".new")
-        torch.save(state | {"step": self.step, "seconds": self.seconds}, unfinished)
-        os.replace(unfinished, self.path)
+        buffer = io.BytesIO()
+        torch.save(state | {"step": self.step, "seconds": self.seconds}, buffer)
+        write_atomically(self.path, buffer.getvalue())
 
     def learn(self, loss: Tensor) -> Tensor:
         """Takes one step; returns the gradient's norm."""
@@ -222,9 +222,7 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
         self.optimizer.step()
         self.step += 1
-        decay = min(options.decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        follow(self.average.parameters(), self.network.parameters(), self.step, options.decay)
         return norm
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from training.config.parsing import ConfigError, accepted, hints_of, validate
 from training.config.train_config import PROMPT, Count, CountOrNone, Decay, Rate, Share
 from training.data import StepBatches, collate, degraded, open_training_set, worker_init
 from training.data.storage import write_atomically
+from training.mini.descent import follow, half_cosine
 
 CHECKPOINT, LOG, CONFIG = "checkpoint.pt", "log.jsonl", "config.json"
 LEAST_RATE = 0.02  # of the peak, at the end of the cosine
@@ -95,8 +95,8 @@ def learning_rate(config: PretrainingConfig, step: int) -> float:
     """Returns the rate at a step: linear warm-up, then half a cosine to LEAST_RATE of the peak."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
-    return config.learning_rate * (LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * half_cosine(progress, LEAST_RATE)
 
 
 def pretrain(stage: Stage, config: PretrainingConfig, stop_after: int | None = None) -> dict[str, Tensor]:
@@ -179,9 +179,7 @@ class _Run:
             losses.judged.backward(inputs=list(self.stage.judge.parameters()))
             self.judge_optimizer.step()
         self.step += 1
-        decay = min(config.average_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.trained.values()), 1 - decay)
+        follow(self.average.values(), self.trained.values(), self.step, config.average_decay)
         return {name: part.item() for name, part in losses.parts.items()} | {"norm": norm.item()}
 
     def save(self) -> None:
