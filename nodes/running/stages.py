@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Call = Callable[[Tensor, int], Tensor]  # (n, C, h, w) and a timestep -> (n, C', f h, f w)
 
+PICTURE_DIMENSIONS = 2  # of a latent that is a picture: height and width
 # Entries of a CONDITIONING that belong to places in the whole picture, which a tile does not know.
-PLANE = ("height", "width")  # dimensions of a latent that is a picture
 PLACED = {"area", "mask", "control", "gligen", "concat_latent_image"}
 
 # Automatic overlaps in latent pixels, measured: docs/performance.md. A VAE sees further the more often it halves, so
@@ -84,7 +84,7 @@ def upscale_stages(
 
 def check_vae(vae: comfy.sd.VAE, channels: int, downscale: int) -> None:
     """Raises ValueError unless the VAE decodes latents of so many channels, each for so many pixels a side."""
-    if vae.latent_dim == len(PLANE) and vae.latent_channels == channels:
+    if vae.latent_dim == PICTURE_DIMENSIONS and vae.latent_channels == channels:
         seen = int(vae.spacial_compression_decode())
         if seen == downscale:
             return
@@ -92,8 +92,8 @@ def check_vae(vae: comfy.sd.VAE, channels: int, downscale: int) -> None:
     else:
         what = f"of {vae.latent_channels} channels in {vae.latent_dim} dimensions"
     raise ValueError(
-        f"vae decodes latents {what}; accepted are those of {channels} channels in {len(PLANE)} dimensions, one for "
-        f"{downscale} pixels a side, as the VAE of Load TADSR Model does"
+        f"vae decodes latents {what}; accepted are those of {channels} channels in {PICTURE_DIMENSIONS} dimensions, "
+        f"one for {downscale} pixels a side, as the VAE of Load TADSR Model does"
     )
 
 
