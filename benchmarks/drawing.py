@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             cells = " | ".join(f"{value:.1f}" for value in moved.values())
             print(f"| {match} | {timestep} | {largest:.1f} | {cells} |", flush=True)
             worst = max(worst, largest) if match == restorer.color_match else worst
-            pair = [("drawing", Image.fromarray(drawing)), (f"t={timestep}, {match}", result)]
+            before = Image.fromarray(drawing).resize(result.size, Image.Resampling.NEAREST)
+            pair = [("drawing", before), (f"t={timestep}, {match}", result)]
             before_after_sheet(pair).save(arguments.output / f"{match}-{timestep}.png")
     print(
         f"{restorer.color_match}, the default: at most {worst:.1f} levels of {BYTE_MAX:g}; pictures: {arguments.output}"
